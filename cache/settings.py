@@ -1,0 +1,35 @@
+"""Output made with other settings is never mixed in: it is refused by name, or removed where that was asked for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cache.errors import PipelineError
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back, so that found and wanted settings compare equal."""
+    return json.loads(json.dumps(settings))
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """'' where equal, else each differing field as `name: found X, wanted Y`."""
+    fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    return "; ".join(f"{name}: found {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in fields)
+
+
+def superseded(folder: Path, found: dict[str, Any], wanted: dict[str, Any], restart: bool) -> bool:
+    """Whether `folder`, made with settings `found`, must be made again; then it has been emptied.
+
+    Raises PipelineError naming the fields that differ, unless `restart`.
+    """
+    differing = differences(found, wanted)
+    if differing and not restart:
+        raise PipelineError(
+            f"{folder} was made with other settings ({differing}): give --restart to make it again, or another folder"
+        )
+    if differing:
+        shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    return bool(differing)

@@ -1,0 +1,84 @@
+"""Shards as WebDataset tars: `<row>.json` for strings and numbers, `<row>.<field>.npy` per array, `<row>.flac` for audio.
+
+Written with the stock `webdataset` writer and readable with its reader. Read here by `tarfile`, member by member, since
+the stock reader ends in silence at a tar that was cut at a member boundary and would unpickle what it is given.
+"""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from cache.errors import PipelineError
+from cache.records import AUDIO_FIELD, array_dtype, check_record
+
+SUFFIX = ".tar"
+
+
+def write(path: Path, fields: dict[str, str], records: list[dict]) -> None:
+    """Writes `records`; the bytes depend on nothing but them (time stamps and owners are fixed)."""
+    with open(path, "wb") as stream, webdataset.TarWriter(stream, mtime=0, user="root", group="root") as tar:
+        for row, record in enumerate(records):
+            tar.write({"__key__": f"{row:06d}", **_members(record, fields)})
+
+
+def _members(record: dict, fields: dict[str, str]) -> dict[str, bytes]:
+    # Keys are row numbers and ids stand in the JSON: an id with a dot would silently merge with its neighbour.
+    scalars = {name: record[name] for name, kind in fields.items() if kind in ("str", "float")}
+    members = {"json": json.dumps(scalars, ensure_ascii=False).encode()}
+    for name, kind in fields.items():
+        if array_dtype(kind) is not None:
+            members[_ending(name, kind)] = _npy(record[name])
+        elif kind == "bytes":
+            members[_ending(name, kind)] = record[name]
+    return members
+
+
+def _ending(name: str, kind: str) -> str:
+    """Of the member that holds a field."""
+    if array_dtype(kind) is not None:
+        return f"{name}.npy"
+    return "flac" if name == AUDIO_FIELD else "json"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read(path: Path, fields: dict[str, str]) -> list[dict]:
+    """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
+
+    Raises PipelineError on a damaged or foreign file.
+    """
+    wanted = {"json", *(_ending(name, kind) for name, kind in fields.items())}
+    samples: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")
+                stream = tar.extractfile(member)
+                if stream is None or not ending:
+                    raise PipelineError(f"{path}: member '{member.name}' is not a file of a sample")
+                if ending in wanted:
+                    samples.setdefault(key, {})[ending] = stream.read()
+        return [_record(members, fields, f"{path}, sample {key}") for key, members in samples.items()]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise PipelineError(f"{path}: not a readable tar shard ({error})") from None
+
+
+def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> dict:
+    try:
+        record = dict(json.loads(members["json"]))
+        for name, kind in fields.items():
+            if array_dtype(kind) is not None:
+                record[name] = np.load(io.BytesIO(members[_ending(name, kind)]), allow_pickle=False)
+            elif kind == "bytes":
+                record[name] = members[_ending(name, kind)]
+    except (KeyError, ValueError, TypeError, EOFError) as error:
+        raise PipelineError(f"{where}: not a sample of this kind ({error})") from None
+    return check_record({name: record[name] for name in fields if name in record}, fields, where)

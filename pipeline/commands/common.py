@@ -1,0 +1,51 @@
+"""What several commands need: the chosen languages, a model with a line about it, where the teacher is."""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+from cache.errors import PipelineError
+from pipeline.params import Params
+from stages.whisper.models import Whisper, choose_device, find_model, load_whisper, use_all_cores
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def chosen(params: Params, languages: list[str]) -> list[str]:
+    if not languages and not params.languages:
+        raise PipelineError("no language: give --lang, or name languages in params.yaml (expected in this folder)")
+    return languages or list(params.languages)
+
+
+def chosen_device(params: Params) -> torch.device:
+    use_all_cores()
+    return choose_device(params.device)
+
+
+def load(source: str, audio_window_s: int | None) -> Whisper:
+    say(find_model(source)[1])
+    return load_whisper(source, audio_window_s)
+
+
+def adapted_teacher(params: Params, language: str) -> Path:
+    return params.paths.models / language / "teacher"
+
+
+def teacher_source(params: Params, language: str) -> str:
+    """The folder or hub id of the language's teacher."""
+    if params.teacher.adapt is None:
+        return params.teacher.model
+    folder = adapted_teacher(params, language)
+    if not (folder / "training.json").exists():
+        raise PipelineError(
+            f"{folder}: no adapted teacher there, though teacher.adapt asks for one: run "
+            f"`pipeline adapt-teacher --lang {language}` first"
+        )
+    return str(folder)

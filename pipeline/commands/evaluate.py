@@ -1,0 +1,46 @@
+"""pipeline evaluate"""
+
+from cache.errors import PipelineError
+from pipeline.commands.common import chosen, chosen_device, say, teacher_source
+from pipeline.params import Params
+from pipeline.progress import ProgressReport
+from stages.evaluate.run import evaluate as evaluate_split
+from stages.student.loading import load_model
+from stages.train_student.settings import METHODS
+
+
+def evaluate(params: Params, languages: list[str], systems: list[str], further: str | None) -> None:
+    device = chosen_device(params)
+    for language in chosen(params, languages):
+        split = f"test@{further}" if further else "test"
+        utterances = params.paths.utterances / language / split
+        for system in systems or _systems(params, language):
+            source = _source(params, language, system)
+            model = load_model(source, params.audio_window_s)
+            out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
+            with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
+                metrics = evaluate_split(
+                    model, utterances, language, system, out, params.evaluate, device, source, progress.audio
+                )
+            say(
+                f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"
+            )
+
+
+def _systems(params: Params, language: str) -> list[str]:
+    """The base, the teacher, and every method with a finished student."""
+    trained = [m for m in METHODS if (params.paths.models / language / m / "training.json").exists()]
+    return ["base", "teacher", *trained]
+
+
+def _source(params: Params, language: str, system: str) -> str:
+    if system == "base":
+        return params.student
+    if system == "teacher":
+        return teacher_source(params, language)
+    folder = params.paths.models / language / system
+    if not (folder / "training.json").exists():
+        raise PipelineError(
+            f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
+        )
+    return str(folder)

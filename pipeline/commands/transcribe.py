@@ -1,0 +1,26 @@
+"""pipeline transcribe"""
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands.common import chosen_device
+from pipeline.params import Params
+from stages.student.experts import is_experts_folder, read_config
+from stages.student.loading import load_model
+from stages.transcribe import transcribe as transcribe_file
+
+
+def transcribe(params: Params, paths: list[Path], language: str | None, source: str) -> None:
+    folder = Path(source)
+    if language is None:
+        if not is_experts_folder(folder):
+            raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
+        language = read_config(folder)["language"]
+    device = chosen_device(params)
+    model = load_model(source)
+    for path in paths:
+        if len(paths) > 1:
+            print(f"{path}:")
+        for text in transcribe_file(model, path, language, device):
+            print(text, flush=True)

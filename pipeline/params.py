@@ -1,0 +1,107 @@
+"""`params.yaml`: read as YAML 1.2 (as DVC does: `no` is a language and 1e-4 a number), checked, and never guessed at."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cache.errors import PipelineError
+from stages.evaluate.settings import EvaluateSettings
+from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.train_student.settings import TrainSettings
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Language(_Settings):
+    corpus: CorpusSettings
+    further_tests: list[CorpusSettings] = Field([], description="corpora of which only the test split is used")
+
+
+class Teacher(_Settings):
+    model: str = "openai/whisper-large-v2"
+    adapt: dict[str, Any] | None = Field(
+        None, description="fine-tune it on the training split first, with these changes to `train`; null: as it is"
+    )
+
+
+class Methods(_Settings):
+    """Which methods `dvc repro` trains, each with its changes to `train`."""
+
+    from_transcripts: dict[str, dict[str, Any]] = {"clsr": {}}
+    from_teacher: dict[str, dict[str, Any]] = {"clsr-kd": {}}
+
+
+class Paths(_Settings):
+    utterances: Path = Path("data/utterances")
+    teacher: Path = Path("data/teacher")
+    models: Path = Path("models")
+    metrics: Path = Path("metrics")
+    report: Path = Path("report")
+
+
+class Params(_Settings):
+    languages: dict[str, Language] = {}
+    audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30
+    device: str = "auto"
+    student: str = "openai/whisper-small"
+    teacher: Teacher = Teacher()
+    methods: Methods = Methods()
+    prepare: PrepareSettings = PrepareSettings()
+    teacher_cache: TeacherCacheSettings = TeacherCacheSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    paths: Paths = Paths()
+
+
+def load_params(path: Path, overrides: dict[str, Any]) -> Params:
+    """The file's parameters with `overrides` (dotted names) on top; the defaults where there is no file.
+
+    Raises PipelineError naming the file, the field, what was found and what was expected.
+    """
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise PipelineError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path}: holds a {type(values).__name__}, expected names with values")
+    for name, value in overrides.items():
+        _set(values, name, value)
+    return checked(Params, values, str(path))
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
+
+
+def checked(model: Any, values: dict[str, Any], where: str) -> Any:
+    """`model` (a pydantic model or TypeAdapter) of `values`; PipelineError with every complaint on one line."""
+    try:
+        return model.validate_python(values) if isinstance(model, TypeAdapter) else model.model_validate(values)
+    except ValidationError as error:
+        complaints = [
+            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']} (found {_short(e['input'])})"
+            for e in error.errors()
+        ]
+        raise PipelineError(f"{where}: {'; '.join(complaints)}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def train_settings(params: Params, changes: dict[str, Any], where: str) -> TrainSettings:
+    return checked(TrainSettings, {**params.train.model_dump(), **changes}, where)

@@ -1,0 +1,114 @@
+"""Every utterance of a split is decoded and scored, or listed as unscored."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import files
+from cache.errors import PipelineError
+from cache.shards import ShardReader
+from stages import scoring
+from stages.audio import SAMPLE_RATE, decode_flac
+from stages.evaluate.gates import GateUse
+from stages.evaluate.settings import EvaluateSettings
+from stages.prefetch import prefetch
+from stages.student.loading import Loaded
+from stages.whisper.decode import Transcriber
+from stages.whisper.models import compute_dtype
+
+
+@dataclass
+class Utterance:
+    id: str
+    group: str
+    seconds: float
+    text: str
+    windows: list[np.ndarray]  # what is longer than the model's window is decoded window by window
+
+
+def evaluate(
+    model: Loaded,
+    utterances: Path,
+    language: str,
+    system: str,
+    out: Path,
+    settings: EvaluateSettings,
+    device: torch.device,
+    source: str,
+    progress: Callable[[int, int, float], None] = lambda done, total, seconds: None,
+) -> dict[str, Any]:
+    """Scores the split in `utterances`; writes `out` (a .json) with the rates, and its rows beside it as JSON lines."""
+    reader = ShardReader(utterances, "utterances")
+    dtype = compute_dtype(settings.dtype, device)
+    model.whisper.model.to(device)
+    transcribe = Transcriber(model.whisper, language, dtype)
+    rows, unscored, gates = [], [], GateUse()
+    started, seconds = time.monotonic(), 0.0
+    for batch in prefetch(_batches(reader, model.whisper.audio_window_s, settings.batch_size)):
+        texts = _decode(model, transcribe, batch, gates)
+        for utterance, text in zip(batch, texts, strict=True):
+            counts = scoring.score(utterance.text, text, language)
+            facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
+            rows.append({**facts, "reference": utterance.text, "hypothesis": text, **counts})
+            if not counts["words"]:
+                unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
+            seconds += utterance.seconds
+        progress(len(rows), sum(reader.rows), seconds)
+    metrics = {
+        "language": language,
+        "system": system,
+        "corpus": reader.manifest["corpus"],
+        "split": reader.manifest["split"],
+        "normaliser": scoring.NORMALISER,
+        **scoring.totals(rows),
+        "audio_seconds": round(seconds, 3),
+        "seconds": round(time.monotonic() - started, 3),
+        "audio_window_s": model.whisper.audio_window_s,
+        "dtype": str(dtype).removeprefix("torch."),
+        "model": source,
+        "gates": gates.shares(),
+        "unscored": unscored,
+    }
+    order = {row["id"]: number for number, row in enumerate(_ids(reader))}
+    files.write_jsonl(out.with_suffix(".utterances.jsonl"), sorted(rows, key=lambda row: order[row["id"]]))
+    files.write_json(out, metrics)
+    return metrics
+
+
+def _ids(reader: ShardReader) -> Iterator[dict]:
+    for shard in range(len(reader.shards)):
+        yield from reader.read(shard, only=("id",))
+
+
+def _batches(reader: ShardReader, audio_window_s: int, batch_size: int) -> Iterator[list[Utterance]]:
+    """Clips of like length together, shard by shard: they end at about the same step."""
+    for shard in range(len(reader.shards)):
+        rows = sorted(reader.read(shard), key=lambda row: row["seconds"])
+        for start in range(0, len(rows), batch_size):
+            yield [_utterance(row, audio_window_s) for row in rows[start : start + batch_size]]
+
+
+def _utterance(row: dict, audio_window_s: int) -> Utterance:
+    clip, length = decode_flac(row["audio"]), audio_window_s * SAMPLE_RATE
+    windows = [clip[start : start + length] for start in range(0, len(clip), length)]
+    if not windows:
+        raise PipelineError(f"utterance {row['id']}: no audio in its shard, expected {row['seconds']:.2f} s")
+    return Utterance(row["id"], row["group"], row["seconds"], row["text"], windows)
+
+
+def _decode(model: Loaded, transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[str]:
+    clips = [window for utterance in batch for window in utterance.windows]
+    texts: list[str] = []
+    for start in range(0, len(clips), len(batch)):
+        part = clips[start : start + len(batch)]
+        with model.route(transcribe.language) as routing:
+            tokens = transcribe.tokens(part)
+        gates.add(routing, [len(clip) / SAMPLE_RATE for clip in part], [len(row) for row in tokens])
+        texts += transcribe.texts(tokens)
+    each = iter(texts)
+    return [" ".join(next(each) for _ in utterance.windows).strip() for utterance in batch]

@@ -1,0 +1,12 @@
+"""How a split is decoded."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluateSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(16, ge=1)
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -1,0 +1,1 @@
+"""The prepare stage: a corpus, decoded once, becomes shards of utterances."""

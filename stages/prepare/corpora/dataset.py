@@ -1,0 +1,34 @@
+"""Any dataset of the `datasets` library: of the hub, saved to disk, or a folder of Parquet and the like."""
+
+from cache.errors import PipelineError
+from stages.prepare.corpora import rows
+from stages.prepare.items import Corpus
+from stages.prepare.settings import DatasetSettings
+
+USUAL_NAMES = {"train": ["train"], "validation": ["validation", "dev", "valid", "val"], "test": ["test"]}
+
+
+def read(settings: DatasetSettings, language: str) -> Corpus:
+    """`language` is not looked at: `config` says which part of the dataset to take."""
+    options = {"name": settings.config, "revision": settings.revision}
+    loaded = rows.load(settings.path, **options)
+    columns = rows.Columns(settings.audio_column, settings.text_column, settings.speaker_column)
+    name = "/".join(part for part in (settings.path, settings.config) if part)
+    splits = _splits(settings, list(loaded))
+    return Corpus({ours: rows.items(loaded[theirs], columns, f"{name}/{theirs}") for ours, theirs in splits.items()})
+
+
+def _splits(settings: DatasetSettings, found: list[str]) -> dict[str, str]:
+    """Our split name to theirs."""
+    if settings.splits is None:
+        usual = {ours: [name for name in names if name in found] for ours, names in USUAL_NAMES.items()}
+        chosen = {ours: names[0] for ours, names in usual.items() if names}
+    else:
+        chosen = {str(ours): theirs for ours, theirs in settings.splits.items()}
+    missing = [theirs for theirs in chosen.values() if theirs not in found]
+    if missing or not chosen:
+        raise PipelineError(
+            f"dataset {settings.path} has the splits {', '.join(found)}, expected "
+            f"{', '.join(missing) or 'train, validation or test'}: set `splits` (ours: theirs)"
+        )
+    return chosen

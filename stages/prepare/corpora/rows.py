@@ -1,0 +1,98 @@
+"""Rows of the `datasets` library as items, audio untouched: it decodes only by torchcodec, which need not be there."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cache.errors import PipelineError
+from stages.prepare.items import Item, unique_ids
+
+BATCH = 1_000  # rows looked at together
+
+
+@dataclass(frozen=True)
+class Columns:
+    audio: str
+    text: str
+    speaker: str | None = None
+    group: str | None = None
+
+
+def load(path: str, **options: Any) -> dict[str, Any]:
+    """Split name to Dataset. Raises PipelineError with the library's own reason."""
+    import datasets  # takes seconds to import, and most corpora do without
+
+    try:
+        if Path(path).is_dir() and _saved_to_disk(Path(path)):
+            loaded = datasets.load_from_disk(path)
+        else:
+            loaded = datasets.load_dataset(path, **options)
+    except Exception as error:  # of a dozen kinds, from the network to a damaged file; all come from outside
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        # The library turns files into rows only with torchcodec, though it reads rows without.
+        hint = "; or list the files in a CSV and use `corpus: manifest`" if "torchcodec" in reason else ""
+        raise PipelineError(f"dataset {path} cannot be loaded: {reason}{hint}") from None
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _saved_to_disk(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def items(dataset: Any, columns: Columns, source: str) -> list[Item]:
+    """source: what stands before the row's number in ids and addresses."""
+    wanted = [name for name in (columns.audio, columns.text, columns.speaker, columns.group) if name is not None]
+    missing = [name for name in wanted if name not in dataset.column_names]
+    if missing:
+        raise PipelineError(f"{source}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}")
+    # Arrow tables are the columns as stored: nothing is decoded, and audio stays on disk until it is asked for.
+    stored = dataset.with_format("arrow")
+    result: list[Item] = []
+    for batch in stored.select_columns(wanted).iter(BATCH):
+        result += _batch_items(stored, batch, columns, source, first=len(result))
+    return unique_ids(result)
+
+
+def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, first: int) -> list[Item]:
+    texts = batch.column(columns.text).to_pylist()
+    speakers = batch.column(columns.speaker).to_pylist() if columns.speaker else [None] * len(texts)
+    groups = batch.column(columns.group).to_pylist() if columns.group else speakers
+    sizes, paths = _sizes_and_paths(batch.column(columns.audio), f"{source}, column '{columns.audio}'")
+    result = []
+    for row, (text, speaker, group, size, path) in enumerate(
+        zip(texts, speakers, groups, sizes, paths, strict=True), first
+    ):
+        item_id = f"{source.rpartition('/')[2]}-{row:07d}"
+        audio = partial(_bytes, stored, columns.audio, row) if size is not None or path is None else Path(path)
+        where = f"{source}/{row}" + (f"/{Path(path).name}" if path else "")
+        result.append(Item(item_id, audio, _text(text), _text(speaker), _text(group) or item_id, where, size))
+    return result
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _sizes_and_paths(column: pa.ChunkedArray, where: str) -> tuple[list[int | None], list[str | None]]:
+    """By row, the length of the bytes and the path; only the offsets of the bytes are read."""
+    kind: Any = column.type
+    nothing: list[Any] = [None] * len(column)
+    if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
+        sizes = pc.binary_length(pc.struct_field(column, "bytes"))
+        return sizes.to_pylist(), pc.struct_field(column, "path").to_pylist()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.binary_length(column).to_pylist(), nothing
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return nothing, column.to_pylist()
+    raise PipelineError(f"{where} is {kind}, expected audio: bytes, or a path, or both")
+
+
+def _bytes(stored: Any, column: str, row: int) -> bytes:
+    value = stored[row].column(column)[0].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    return data if data is not None else b""

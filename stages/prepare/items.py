@@ -1,0 +1,95 @@
+"""What a corpus module hands over: items, which hold paths and text but never audio."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cache.errors import PipelineError
+
+SPLITS = ("test", "validation", "train")  # the order of preparation: of two equal recordings the first is kept
+
+
+@dataclass(frozen=True)
+class Item:
+    id: str
+    audio: Path | Callable[[], bytes]  # a callable fetches the bytes when they are needed
+    text: str
+    speaker: str  # "" where the corpus does not say
+    group: str  # what a subset must not tear apart: a scene, a speaker
+    source: str  # where the audio lies within the corpus
+    size: int | None = None  # bytes of audio, for a callable; a path is asked
+
+
+@dataclass(frozen=True)
+class Corpus:
+    splits: dict[str, list[Item]]  # in the corpus's order, after selection; a corpus may lack a split
+    not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the chosen subset does not take
+    facts: dict[str, object] = field(default_factory=dict)  # for the manifest: versions
+
+
+def unique_ids(items: list[Item]) -> list[Item]:
+    """`items` with "#2", "#3" … after an id that came before: one recording read twice is a duplicate, not an error."""
+    taken = {item.id for item in items}
+    copies: Counter[str] = Counter()
+    result = []
+    for item in items:
+        copies[item.id] += 1
+        new_id = item.id
+        while copies[item.id] > 1 and new_id in taken:
+            new_id = f"{item.id}#{copies[item.id]}"
+            copies[item.id] += new_id in taken
+        taken.add(new_id)
+        result.append(replace(item, id=new_id))
+    return result
+
+
+def items_sha256(items: list[Item]) -> str:
+    """Changes with any id, text or recording; with a recording's size, not its date: a touch is no reason to redo."""
+    digest = hashlib.sha256()
+    for item in items:
+        row = [item.id, item.text, item.speaker, item.group, item.source, _bytes(item)]
+        try:
+            digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError:
+            raise PipelineError(
+                f"item {item.id!r}: text or name is not valid Unicode, correct it in the corpus"
+            ) from None
+    return digest.hexdigest()
+
+
+def _bytes(item: Item) -> int | None:
+    if not isinstance(item.audio, Path):
+        return item.size
+    try:
+        return item.audio.stat().st_size
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return None
+
+
+def split_by_group(sizes: dict[str, int], shares: dict[str, float], largest: float = math.inf) -> dict[str, str]:
+    """The split of each group, 'train' where no other takes it; the same for the same groups, on any machine.
+
+    sizes: items per group. shares: fraction of the items that each further split should get. largest: how much of a
+    further split one group may make up.
+    The groups are taken in the order of their names' sha256. Each goes to the first split that it does not dominate and
+    brings nearer to its share than it was: where groups are uneven, chance alone would miss a share of a twentieth.
+    """
+    targets = {split: share * sum(sizes.values()) for split, share in shares.items()}
+    wanted = dict(targets)
+    chosen = {}
+    for group in sorted(sizes, key=stable_hash):
+        fits = (s for s in targets if sizes[group] <= 2 * wanted[s] and sizes[group] <= largest * targets[s])
+        split = next(fits, "train")
+        chosen[group] = split
+        if split != "train":
+            wanted[split] -= sizes[group]
+    return chosen
+
+
+def stable_hash(text: str) -> int:
+    """A uniform 64-bit number, the same everywhere (Python's own hash differs from process to process)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,219 @@
+"""Prepare: read a corpus, decode every recording once, write `<out>/<split>/` as utterance shards."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cache import files
+from cache.errors import PipelineError
+from cache.records import FIELDS
+from cache.shards import FORMATS, MANIFEST, PROGRESS, ShardReader, ShardWriter
+from stages.prepare.corpora import read_corpus
+from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
+from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.prepare.utterances import LeftOut, as_duplicate, make_utterance
+
+PREPARE_VERSION = 1  # raised whenever the same items would give other records
+KIND = "utterances"
+LEFT_OUT = "left_out.jsonl"
+THREADS = 4  # at most: decoding, resampling and FLAC release the interpreter lock
+
+Progress = Callable[[int, int, float], None]  # items done, items in all, seconds of audio kept
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    split: str
+    folder: Path
+    utterances: int
+    seconds: float
+    left_out: dict[str, int]  # by reason
+    not_selected: int
+
+
+def prepare(
+    corpus_settings: CorpusSettings,
+    settings: PrepareSettings,
+    language: str,
+    out: Path,
+    max_seconds: float,
+    restart: bool = False,
+    split_suffix: str = "",
+    progress: Progress = lambda done, total, seconds: None,
+) -> list[SplitSummary]:
+    """Writes `<out>/train`, `validation` and `test`, as far as the corpus has them; what is done is not done again.
+
+    out: the language's folder. max_seconds: the audio window; train and validation hold nothing longer, test does.
+    split_suffix: for a further test corpus, "@fleurs"; then only `<out>/test@fleurs` is written.
+    Raises PipelineError where the folder was made otherwise (unless `restart`) or a split has nothing usable.
+    """
+    corpus = _with_suffix(read_corpus(corpus_settings, language), corpus_settings.name, split_suffix)
+    if not split_suffix:
+        _clear_foreign_splits(corpus, corpus_settings.name, out, restart)
+    # Every folder is opened before any work is done, so that a refusal comes at once.
+    writers = {
+        split + split_suffix: ShardWriter(out / (split + split_suffix), KIND, facts, settings.format, restart)
+        for split, facts in _split_settings(corpus, corpus_settings, settings, language, max_seconds).items()
+    }
+    work = _Work(corpus, corpus_settings.name, language, settings, max_seconds, writers, progress)
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            return [work.split(split, split + split_suffix, pool) for split in SPLITS if split in corpus.splits]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _with_suffix(corpus: Corpus, name: str, split_suffix: str) -> Corpus:
+    splits = {split: items for split, items in corpus.splits.items() if split == "test" or not split_suffix}
+    if not splits:
+        raise PipelineError(f"corpus {name} has no {'test split' if split_suffix else 'splits'}: choose another corpus")
+    return Corpus(splits, corpus.not_selected, corpus.facts)
+
+
+def _clear_foreign_splits(corpus: Corpus, name: str, out: Path, restart: bool) -> None:
+    """A split that this corpus lacks may still lie there from another corpus, and would be trained or tested on."""
+    for folder in (out / split for split in SPLITS if split not in corpus.splits):
+        if (folder / MANIFEST).exists() or (folder / PROGRESS).exists():
+            if not restart:
+                raise PipelineError(
+                    f"{folder} was made from another corpus, {name} has no such split: "
+                    "give --restart to remove it, or another folder"
+                )
+            shutil.rmtree(folder)
+
+
+def _split_settings(
+    corpus: Corpus, corpus_settings: CorpusSettings, settings: PrepareSettings, language: str, max_seconds: float
+) -> dict[str, dict[str, Any]]:
+    """All that each split's shards depend on, in the order of preparation."""
+    chosen = corpus_settings.model_dump(mode="json")
+    result, before = {}, ""
+    for split in (split for split in SPLITS if split in corpus.splits):
+        items = items_sha256(corpus.splits[split])
+        result[split] = {
+            "prepare_version": PREPARE_VERSION,
+            "language": language,
+            "split": split,
+            "corpus": chosen["corpus"],
+            **{f"corpus.{name}": value for name, value in chosen.items() if name != "corpus"},
+            "min_seconds": settings.min_seconds,
+            "max_seconds": _longest(split, max_seconds),
+            "shard_rows": settings.shard_rows,
+            "items": items,
+            "items_before": before,  # a recording that is in an earlier split too is left out of this one
+        }
+        before += items
+    return result
+
+
+def _longest(split: str, max_seconds: float) -> float | None:
+    # Test keeps every length: dropping its long utterances would flatter the result. Evaluation decodes by windows.
+    return None if split == "test" else max_seconds
+
+
+class _Work:
+    """The preparation of one corpus, split after split, in an order in which a duplicate is never lost from test."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        name: str,
+        language: str,
+        settings: PrepareSettings,
+        max_seconds: float,
+        writers: dict[str, ShardWriter],
+        progress: Progress,
+    ):
+        self.corpus, self.name, self.language, self.settings = corpus, name, language, settings
+        self.max_seconds, self.writers, self.progress = max_seconds, writers, progress
+        self.done, self.total = 0, sum(map(len, corpus.splits.values()))
+        self.seconds = 0.0
+        self.heard: dict[str, str] = {}  # audio_sha256: the utterance that has it, as "split/id"
+
+    def split(self, split: str, label: str, pool: ThreadPoolExecutor) -> SplitSummary:
+        items, writer = self.corpus.splits[split], self.writers[label]
+        manifest = self._finished(label, items) if writer.complete else self._make(split, label, items, pool)
+        left_out, not_selected = manifest["left_out"], manifest["not_selected"]
+        return SplitSummary(label, writer.folder, manifest["rows"], manifest["seconds"], left_out, not_selected)
+
+    def _finished(self, label: str, items: list[Item]) -> dict[str, Any]:
+        reader = ShardReader(self.writers[label].folder, KIND)
+        if not all(writer.complete for writer in self.writers.values()):
+            for index in range(len(reader.shards)):
+                self._hear(label, reader.read(index))
+        self._advance(len(items), reader.manifest["seconds"])
+        return reader.manifest
+
+    def _make(self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor) -> dict[str, Any]:
+        writer, rows = self.writers[label], self.settings.shard_rows
+        for index, start in enumerate(range(0, len(items), rows)):
+            shard = items[start : start + rows]
+            if index in writer.shards:
+                entry = writer.shards[index]
+                self._hear(label, FORMATS[writer.format].read(writer.folder / entry["name"], FIELDS[KIND]))
+                self._advance(len(shard), entry["seconds"])
+            else:
+                records, left_out = self._make_shard(split, label, shard, pool)
+                seconds = sum((record["seconds"] for record in records), 0.0)
+                writer.write(index, records, seconds=seconds, left_out=[asdict(entry) for entry in left_out])
+        return self._finish(split, label, items)
+
+    def _make_shard(
+        self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor
+    ) -> tuple[list[dict], list[LeftOut]]:
+        make = partial(
+            make_utterance, min_seconds=self.settings.min_seconds, max_seconds=_longest(split, self.max_seconds)
+        )
+        records: list[dict] = []
+        left_out: list[LeftOut] = []
+        for result in pool.map(make, items):
+            if isinstance(result, dict) and (first := self.heard.get(result["audio_sha256"])):
+                result = as_duplicate(result, first)
+            if isinstance(result, LeftOut):
+                left_out.append(result)
+                self._advance(1, 0.0)
+            else:
+                records.append(result)
+                self._hear(label, [result])
+                self._advance(1, result["seconds"])
+        return records, left_out
+
+    def _hear(self, label: str, records: list[dict]) -> None:
+        self.heard.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
+
+    def _advance(self, items: int, seconds: float) -> None:
+        self.done += items
+        self.seconds += seconds
+        self.progress(self.done, self.total, self.seconds)
+
+    def _finish(self, split: str, label: str, items: list[Item]) -> dict[str, Any]:
+        """Writes what was left out, then the manifest. Raises PipelineError where nothing is left."""
+        writer = self.writers[label]
+        entries = [writer.shards[index] for index in sorted(writer.shards)]
+        # While in work each shard's entry holds what it left out; finished, that has a file of its own.
+        left_out = [row for entry in entries for row in entry["left_out"]]
+        counts = dict(sorted(Counter(row["reason"] for row in left_out).items()))
+        if not any(entry["rows"] for entry in entries):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "it lists no recordings"
+            raise PipelineError(
+                f"corpus {self.name}, {label}: nothing usable among {len(items)} recordings ({reasons})"
+            )
+        files.write_jsonl(writer.folder / LEFT_OUT, left_out)
+        for entry in entries:
+            del entry["left_out"]
+        return writer.finish(
+            corpus=self.name,
+            corpus_facts=self.corpus.facts,
+            language=self.language,
+            split=label,
+            seconds=sum(entry["seconds"] for entry in entries),
+            left_out=counts,
+            not_selected=self.corpus.not_selected.get(split, 0),
+        )

@@ -1,0 +1,100 @@
+"""What `params.yaml` can say about a language's corpus and about its preparation."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PrepareSettings(Settings):
+    shard_rows: int = Field(default=512, ge=1)  # items of the corpus per shard; what is left out makes a shard shorter
+    min_seconds: float = Field(default=0.2, ge=0)
+    format: Literal["parquet", "webdataset"] = "parquet"
+
+
+class FishFilletsSettings(Settings):
+    """Czech or Dutch lines of the game Fish Fillets NG (GPL-2), from Debian's packages."""
+
+    corpus: Literal["fish-fillets"]
+    path: Path | None = None  # the game's data, already extracted; None: fetched with apt-get
+
+    @property
+    def name(self) -> str:
+        return self.corpus
+
+
+class CommonVoiceSettings(Settings):
+    """A Common Voice release as downloaded and extracted."""
+
+    corpus: Literal["common-voice"]
+    path: Path  # the folder with train.tsv, dev.tsv, test.tsv and clips/, or the one above it
+    subset: Literal["3k", "10k", "28k"] | None = None  # train utterances, the most up-voted (arXiv 2311.01070)
+    max_validation: int = Field(default=500, ge=1)
+
+    @property
+    def name(self) -> str:
+        return self.corpus
+
+
+class FleursSettings(Settings):
+    """FLEURS, as released (path) or from the hub (no path)."""
+
+    corpus: Literal["fleurs"]
+    path: Path | None = None  # the folder with train.tsv, dev.tsv, test.tsv and the audio, or the one above it
+    text: Literal["raw_transcription", "transcription"] = "raw_transcription"
+
+    @property
+    def name(self) -> str:
+        return self.corpus
+
+
+class DatasetSettings(Settings):
+    """Any dataset that the `datasets` library loads: a repository of the hub, or a folder."""
+
+    corpus: Literal["dataset"]
+    path: str
+    config: str | None = None
+    revision: str | None = None
+    audio_column: str = "audio"
+    text_column: str = "text"
+    speaker_column: str | None = None
+    splits: dict[Literal["train", "validation", "test"], str] | None = None  # ours: theirs; None: the usual names
+
+    @property
+    def name(self) -> str:
+        return _slug(Path(self.path).name)
+
+
+class ManifestSettings(Settings):
+    """A CSV, TSV or JSON lines file with `path` and `text`, and where known `speaker`, `split` and `id`."""
+
+    corpus: Literal["manifest"]
+    path: Path
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)  # both used only where the file has no split column
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "ManifestSettings":
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction and validation_fraction leave nothing to train on: make them smaller")
+        return self
+
+    @property
+    def name(self) -> str:
+        return _slug(self.path.stem)
+
+
+def _slug(text: str) -> str:
+    """`text` as part of a file name; '@' and '/' have a meaning there."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "corpus"
+
+
+CorpusSettings = Annotated[
+    FishFilletsSettings | CommonVoiceSettings | FleursSettings | DatasetSettings | ManifestSettings,
+    Field(discriminator="corpus"),
+]

@@ -1,0 +1,1 @@
+"""What was measured, for people: one HTML file, the same in Markdown, and the numbers behind both."""

@@ -1,0 +1,117 @@
+"""The systems measured on one corpus, set beside the base model."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from stages.report.difference import Difference, difference
+from stages.report.results import Result
+from stages.report.verdict import verdict
+from stages.scoring import interval
+
+
+@dataclass(frozen=True)
+class Line:
+    result: Result
+    wer_interval: tuple[float, float] | None
+    versus_base: Difference | None  # None for the base itself, or without one
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of decoding for a second of audio."""
+        metrics = self.result.metrics
+        return metrics.seconds / metrics.audio_seconds if metrics.audio_seconds else None
+
+    @property
+    def gates(self) -> dict[str, list[float]]:
+        """{"encoder": share of tokens routed to the expert in each layer, "decoder": ...}; {} for models without gates."""
+        sides: dict[str, list[tuple[int, float]]] = {}
+        for layer, share in self.result.metrics.gates.items():
+            side, _, number = layer.split(".")
+            sides.setdefault(side, []).append((int(number), share))
+        return {side: [share for _, share in sorted(sides[side])] for side in ("encoder", "decoder") if side in sides}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    language: str
+    corpus: str
+    split: str
+    lines: list[Line]
+    verdict: str
+    notes: list[str]
+
+    def line(self, *systems: str) -> Line | None:
+        """The first of `systems` that was measured."""
+        by_system = {line.result.metrics.system: line for line in self.lines}
+        return next((by_system[system] for system in systems if system in by_system), None)
+
+
+def compare(results: list[Result], resamples: int) -> list[Comparison]:
+    """One comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.metrics.language, result.metrics.corpus), []).append(result)
+    return [
+        _compare(language, corpus, {r.metrics.system: r for r in sorted(group, key=lambda r: r.place)}, resamples)
+        for (language, corpus), group in groups.items()
+    ]
+
+
+def _compare(language: str, corpus: str, results: dict[str, Result], resamples: int) -> Comparison:
+    base = results.get("base")
+    changes = {
+        system: difference(result, base, resamples) for system, result in results.items() if base and result is not base
+    }
+    lines = [
+        Line(result, interval(result.rows, resamples=resamples) if result.rows else None, changes.get(system))
+        for system, result in results.items()
+    ]
+    splits = " / ".join(dict.fromkeys(result.metrics.split for result in results.values()))
+    return Comparison(language, corpus, splits, lines, verdict(results, changes, resamples), _notes(lines, base))
+
+
+def _notes(lines: list[Line], base: Result | None) -> list[str]:
+    reasons = [
+        f"No interval for the difference between {line.result.name} and the base model: {line.versus_base.reason}."
+        for line in lines
+        if line.versus_base and line.versus_base.reason
+    ]
+    missing = [
+        f"{line.result.utterances_path.name} is not there: the interval of {line.result.name} and its examples are left out."
+        for line in lines
+        if not line.result.rows
+    ]
+    without_base = [] if base else ["The base model has not been measured here: differences are left out."]
+    return reasons + missing + without_base
+
+
+def as_numbers(comparisons: list[Comparison], title: str, resamples: int) -> dict[str, Any]:
+    """comparison.json: nested objects rather than lists, so that `dvc metrics` can show the numbers."""
+    languages: dict[str, Any] = {}
+    for comparison in comparisons:
+        languages.setdefault(comparison.language, {})[comparison.corpus] = {
+            "split": comparison.split,
+            "verdict": comparison.verdict,
+            "notes": comparison.notes,
+            "systems": {line.result.metrics.system: _numbers(line) for line in comparison.lines},
+        }
+    return {"title": title, "bootstrap_resamples": resamples, "languages": languages}
+
+
+def _numbers(line: Line) -> dict[str, Any]:
+    metrics, change = line.result.metrics, line.versus_base
+    copied = ("wer", "cer", "raw_wer", "raw_cer", "utterances", "words", "substitutions", "deletions", "insertions")
+    low, high = line.wer_interval or (None, None)
+    change_low, change_high = (change and change.interval) or (None, None)
+    return {
+        "name": line.result.name,
+        **{field: getattr(metrics, field) for field in copied},
+        "wer_low": low,
+        "wer_high": high,
+        "wer_minus_base": change.value if change else None,
+        "wer_minus_base_low": change_low,
+        "wer_minus_base_high": change_high,
+        "real_time_factor": line.real_time_factor,
+        **{f"expert_share_{side}": fmean(shares) for side, shares in line.gates.items()},
+    }

@@ -1,0 +1,55 @@
+"""Learning curves: `models/<lang>/<method>/curve.jsonl` in, one long CSV for `dvc plots` out."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, FiniteFloat
+
+from cache.files import read_jsonl
+from stages.report.results import validated
+
+COLUMNS = ("language", "method", "step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
+
+
+class Point(BaseModel):
+    """A training row or a validation row; what a row does not hold is None."""
+
+    step: Annotated[int, Field(ge=0)]
+    epoch: FiniteFloat | None = None
+    loss: FiniteFloat | None = None
+    ce: FiniteFloat | None = None
+    kd: FiniteFloat | None = None
+    gate_mean: FiniteFloat | None = None
+    validation_wer: FiniteFloat | None = None
+
+
+Curves = dict[tuple[str, str], list[Point]]  # by language and method
+
+
+def read_curves(models: Path) -> Curves:
+    return {
+        (path.parent.parent.name, path.parent.name): [
+            validated(Point, row, f"{path}, line {number}") for number, row in enumerate(read_jsonl(path), start=1)
+        ]
+        for path in sorted(models.glob("*/*/curve.jsonl"))
+    }
+
+
+def curves_csv(curves: Curves) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for (language, method), points in curves.items():
+        writer.writerows([language, method, *(getattr(point, name) for name in COLUMNS[2:])] for point in points)
+    return text.getvalue()
+
+
+def missing_curves(curves: Curves, language: str, systems: list[str], models: Path) -> list[str]:
+    """A note for each trained system without a curve; the base and a downloaded teacher never have one."""
+    return [
+        f"{models / language / system / 'curve.jsonl'} is not there: the learning curve of {system} is left out."
+        for system in systems
+        if system not in ("base", "teacher") and not curves.get((language, system))
+    ]

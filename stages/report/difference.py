@@ -1,0 +1,48 @@
+"""The difference between two systems' WER, where the two can be compared at all."""
+
+from dataclasses import dataclass
+
+from stages.report.results import Result
+from stages.scoring import paired_interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A change of WER, as a fraction: below zero is better. Without an interval, `reason` says why."""
+
+    value: float
+    interval: tuple[float, float] | None
+    reason: str = ""
+
+    @property
+    def includes_zero(self) -> bool:
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
+
+
+def difference(a: Result, b: Result, resamples: int) -> Difference:
+    """WER of `a` minus WER of `b`."""
+    if reason := not_comparable(a, b):
+        return Difference(a.metrics.wer - b.metrics.wer, None, reason)
+    assert a.rows and b.rows
+    value, low, high = paired_interval(a.rows, b.rows, resamples=resamples)
+    return Difference(value, (low, high))
+
+
+def not_comparable(a: Result, b: Result) -> str:
+    """Why no paired interval can be given, or ''."""
+    for field in ("normaliser", "split", "audio_window_s"):
+        found, other = getattr(a.metrics, field), getattr(b.metrics, field)
+        if found != other:
+            return f"{field} is {found} for {a.name}, {other} for {b.name}"
+    for result in (a, b):
+        if not result.rows:
+            return f"{result.utterances_path.name} is not there"
+    return _other_utterances(a, b)
+
+
+def _other_utterances(a: Result, b: Result) -> str:
+    words, others = ({row["id"]: row["words"] for row in result.rows or []} for result in (a, b))
+    if apart := len(words.keys() ^ others.keys()):
+        return f"the test utterances differ, {apart} were scored for only one of {a.name} and {b.name}"
+    changed = sum(count != others[key] for key, count in words.items())
+    return f"the references of {changed} utterances differ between {a.name} and {b.name}" if changed else ""

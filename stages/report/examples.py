@@ -1,0 +1,67 @@
+"""The utterances that changed most between the base model and a student, for the better and for the worse."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.report.comparison import Comparison, Line
+
+EXPERTS = ("clsr", "clsr-kd")
+PER_SIDE = 5
+LONGEST = 300  # characters shown; a model caught in a loop writes thousands
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    words: int
+    reference: str
+    base: str
+    base_errors: int
+    student: str
+    student_errors: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    base: str
+    student: str
+    better: list[Example]
+    worse: list[Example]
+    changed: tuple[int, int, int]  # utterances with fewer, as many, more word errors than the base's
+
+
+def examples(comparison: Comparison) -> Examples | None:
+    """For the student with the lowest WER; None where there is none, or no utterances to show."""
+    base, student = comparison.line("base"), _best_student(comparison)
+    if not base or not student or not base.result.rows or not student.result.rows:
+        return None
+    by_id = {row["id"]: row for row in student.result.rows}
+    pairs = [_example(row, by_id[row["id"]]) for row in base.result.rows if row["id"] in by_id]
+    pairs.sort(key=lambda pair: (pair.student_errors - pair.base_errors, pair.id))
+    better = [pair for pair in pairs if pair.student_errors < pair.base_errors]
+    worse = [pair for pair in reversed(pairs) if pair.student_errors > pair.base_errors]
+    changed = (len(better), len(pairs) - len(better) - len(worse), len(worse))
+    return Examples(base.result.name, student.result.name, better[:PER_SIDE], worse[:PER_SIDE], changed)
+
+
+def _best_student(comparison: Comparison) -> Line | None:
+    trained = [line for line in comparison.lines if line.result.metrics.system not in ("base", "teacher")]
+    with_experts = [line for line in trained if line.result.metrics.system in EXPERTS]
+    return min(with_experts or trained, key=lambda line: line.result.metrics.wer, default=None)
+
+
+def _example(base: dict[str, Any], student: dict[str, Any]) -> Example:
+    return Example(
+        id=base["id"],
+        words=base["words"],
+        reference=_shortened(base["reference"]),
+        base=_shortened(base["hypothesis"]),
+        base_errors=base["word_errors"],
+        student=_shortened(student["hypothesis"]),
+        student_errors=student["word_errors"],
+    )
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters in all)"

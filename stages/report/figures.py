@@ -1,0 +1,157 @@
+"""Charts as static SVG with real text, drawn without a browser or a network; they take the page's text colour."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from stages.report.comparison import Line
+from stages.report.curves import Curves
+from stages.report.results import NAMES, SYSTEM_ORDER
+
+WIDTH, HEIGHT = 300, 170  # pixels
+POINTS = 150  # of a training curve; more are averaged, a line of noise says nothing
+COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e")  # told apart on white and on black
+PANELS = (  # column of the curve, title
+    ("validation_wer", "Validation WER (%)"),
+    ("loss", "Training loss, all parts"),
+    ("ce", "Cross-entropy"),
+    ("kd", "Distance from the teacher (KD)"),
+    ("gate_mean", "Mean of the gates"),
+)
+CONFIG = {
+    "background": None,
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "gridColor": "currentColor",
+        "gridOpacity": 0.12,
+        "domainColor": "currentColor",
+        "domainOpacity": 0.4,
+        "tickColor": "currentColor",
+        "tickOpacity": 0.4,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {"labelColor": "currentColor", "labelFontSize": 12, "orient": "bottom", "title": None, "columns": 2},
+    "title": {"color": "currentColor", "fontSize": 13, "anchor": "start"},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    caption: str
+    svg: str  # to stand inside a page
+    file: str  # to stand alone: on white, whatever surrounds it
+
+
+def wer_figure(name: str, lines: list[Line]) -> Figure:
+    systems, names = [line.result.metrics.system for line in lines], [line.result.name for line in lines]
+    rates = [{"system": line.result.name, "wer": 100 * line.result.metrics.wer} for line in lines]
+    spans = [
+        {"system": line.result.name, "low": 100 * line.wer_interval[0], "high": 100 * line.wer_interval[1]}
+        for line in lines
+        if line.wer_interval
+    ]
+    axis = alt.Scale(zero=False, padding=8)
+    y = alt.Y("system:N", sort=names, title=None, axis=alt.Axis(labelLimit=220))
+    colour = alt.Color("system:N", sort=names, legend=None, scale=_scale(systems, names))
+    dots = alt.Chart(alt.Data(values=rates)).mark_point(filled=True, size=80, opacity=1)
+    bars = alt.Chart(alt.Data(values=spans)).mark_rule(strokeWidth=2)
+    chart = alt.layer(
+        bars.encode(x=alt.X("low:Q", title="WER (%)", scale=axis), x2="high:Q", y=y, color=colour),
+        dots.encode(x=alt.X("wer:Q", title="WER (%)", scale=axis), y=y, color=colour),
+    )
+    return _figure(name, "WER with its 95 % interval", chart.properties(width=WIDTH, height={"step": 26}))
+
+
+def curve_figures(curves: Curves, language: str) -> list[Figure]:
+    """One small chart for each quantity that any of the language's runs recorded."""
+    figures = []
+    for column, title in PANELS:
+        rows, methods = [], []
+        for (_, method), points in ((key, points) for key, points in curves.items() if key[0] == language):
+            values = [(point.step, getattr(point, column)) for point in points if getattr(point, column) is not None]
+            methods += [method] if values else []
+            factor = 100 if column == "validation_wer" else 1
+            rows += [{"method": _method(method), "step": s, "value": factor * v} for s, v in _thinned(values)]
+        if rows:
+            chart = _curve_chart(rows, methods, title, dots=column == "validation_wer")
+            figures.append(_figure(f"{language}-{column.replace('_', '-')}", title, chart))
+    return figures
+
+
+def gate_figures(name: str, lines: list[Line]) -> list[Figure]:
+    with_gates = [line for line in lines if line.gates]
+    names = [line.result.name for line in with_gates]
+    systems = [line.result.metrics.system for line in with_gates]
+    figures = []
+    for side in ("encoder", "decoder"):
+        rows = [
+            {"system": line.result.name, "layer": str(layer), "share": 100 * share}
+            for line in with_gates
+            for layer, share in enumerate(line.gates.get(side, []))
+        ]
+        if rows:
+            title = f"Tokens routed to the expert, {side} (%)"
+            figures.append(_figure(f"{name}-gates-{side}", title, _gate_chart(rows, systems, names, title)))
+    return figures
+
+
+def _curve_chart(rows: list[dict[str, Any]], methods: list[str], title: str, dots: bool) -> alt.Chart:
+    names = [_method(method) for method in methods]
+    return (
+        alt.Chart(alt.Data(values=rows), title=title)
+        .mark_line(strokeWidth=2, point={"size": 30, "filled": True} if dots else False)
+        .encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, grid=False)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            color=alt.Color("method:N", scale=_scale(methods, names), sort=names),
+        )
+        .properties(width=WIDTH, height=HEIGHT)
+    )
+
+
+def _gate_chart(rows: list[dict[str, Any]], systems: list[str], names: list[str], title: str) -> alt.Chart:
+    layers = [str(layer) for layer in range(1 + max(int(row["layer"]) for row in rows))]
+    return (
+        alt.Chart(alt.Data(values=rows), title=title)
+        .mark_bar()
+        .encode(
+            x=alt.X("layer:N", title="layer", sort=layers, axis=alt.Axis(labelAngle=0)),
+            xOffset=alt.XOffset("system:N", sort=names),
+            y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5)),
+            color=alt.Color("system:N", scale=_scale(systems, names), sort=names),
+        )
+        .properties(width=WIDTH, height=HEIGHT)
+    )
+
+
+def _scale(systems: list[str], names: list[str]) -> alt.Scale:
+    """A system keeps its colour in every chart; one that is not among the known is grey."""
+    colours = [COLOURS[SYSTEM_ORDER.index(s)] if s in SYSTEM_ORDER else COLOURS[0] for s in systems]
+    return alt.Scale(domain=names, range=colours)
+
+
+def _method(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+def _thinned(values: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """At most POINTS points, each the mean of equally many neighbours."""
+    size = -(-len(values) // POINTS)
+    groups = [values[start : start + size] for start in range(0, len(values), size)] if values else []
+    return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
+
+
+def _figure(name: str, caption: str, chart: alt.Chart | alt.LayerChart) -> Figure:
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(), config=CONFIG)
+    svg = re.sub(r'\b(id="|url\(#)', rf"\1{name}-", svg)  # ids must differ between the figures of one page
+    alone = svg.replace("<svg ", '<svg style="color:#1f2328;background:#fff" ', 1)
+    return Figure(name, caption, re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg), alone)

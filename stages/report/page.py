@@ -1,0 +1,113 @@
+"""What the report says, ready for either template."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.report.comparison import Comparison
+from stages.report.curves import Curves, missing_curves
+from stages.report.examples import Examples, examples
+from stages.report.figures import Figure, curve_figures, gate_figures, wer_figure
+from stages.report.summary import language_name
+from stages.report.tables import (
+    Table,
+    gates_table,
+    overview_table,
+    setup_table,
+    systems_table,
+    unscored_notes,
+)
+
+
+@dataclass(frozen=True)
+class CorpusSection:
+    heading: str
+    verdict: str
+    systems: Table
+    notes: list[str]
+    wer: Figure
+    gates: list[Figure]
+    gates_table: Table | None
+    examples: Examples | None
+    setup: Table
+
+
+@dataclass(frozen=True)
+class LanguageSection:
+    code: str
+    name: str
+    corpora: list[CorpusSection]
+    curves: list[Figure]
+    curve_notes: list[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    overview: Table | None
+    languages: list[LanguageSection]
+    method: list[str]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Each figure once, in reading order."""
+        return [
+            figure
+            for language in self.languages
+            for figures in [*([c.wer, *c.gates] for c in language.corpora), language.curves]
+            for figure in figures
+        ]
+
+
+def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: Path, resamples: int) -> Page:
+    names = {comparison.language: language_name(comparison.language) for comparison in comparisons}
+    languages = [
+        _language(code, name, [c for c in comparisons if c.language == code], curves, models)
+        for code, name in names.items()
+    ]
+    overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
+    return Page(title, overview, languages, _method(comparisons, resamples))
+
+
+def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: Path) -> LanguageSection:
+    systems = dict.fromkeys(line.result.metrics.system for comparison in comparisons for line in comparison.lines)
+    return LanguageSection(
+        code=code,
+        name=name,
+        corpora=[_corpus(comparison) for comparison in comparisons],
+        curves=curve_figures(curves, code),
+        curve_notes=missing_curves(curves, code, list(systems), models),
+    )
+
+
+def _corpus(comparison: Comparison) -> CorpusSection:
+    name = re.sub(r"[^\w.-]+", "-", f"{comparison.language}-{comparison.corpus}")
+    return CorpusSection(
+        heading=f"{comparison.corpus}, {comparison.split}",
+        verdict=comparison.verdict,
+        systems=systems_table(comparison),
+        notes=comparison.notes + unscored_notes(comparison),
+        wer=wer_figure(f"{name}-wer", comparison.lines),
+        gates=gate_figures(name, comparison.lines),
+        gates_table=gates_table(comparison),
+        examples=examples(comparison),
+        setup=setup_table(comparison),
+    )
+
+
+def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
+    measured = [line.result.metrics for comparison in comparisons for line in comparison.lines]
+    windows = " and ".join(f"{window:g} s" for window in sorted({metrics.audio_window_s for metrics in measured}))
+    normalisers = " and ".join(sorted({metrics.normaliser for metrics in measured}))
+    return [
+        "`dvc repro` makes every number on this page again; `pipeline report` makes the page from the results.",
+        f"Audio window: {windows}. It must be the same wherever two systems are compared.",
+        f"Text normaliser: {normalisers} (basic: Whisper's own for all languages; lower case, no punctuation, no bracketed "
+        "text, letters split for scripts without spaces). Raw rates are without it.",
+        "WER and CER are pooled: all errors over all words or characters of the references. WER can exceed 100 %.",
+        f"Intervals: 95 %, percentile bootstrap over utterances taken as independent, {resamples:,} resamples; differences "
+        "by paired bootstrap on the same utterances (Bisani and Ney, ICASSP 2004). Below zero is better than the base. "
+        "They hold for more speech like this test set, not for another training run.",
+        "Real-time factor: seconds of decoding for a second of audio, on the machine that decoded. Expert share: mean over "
+        "layers of the share of tokens that took the language's expert.",
+    ]

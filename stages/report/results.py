@@ -1,0 +1,152 @@
+"""Reads `metrics/<lang>/<system>[@<corpus>].json` and the utterances beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, ValidationError
+
+from cache.errors import PipelineError
+from cache.files import read_json, read_jsonl
+
+SYSTEM_ORDER = ("base", "teacher", "full", "lora", "clsr", "clsr-kd")
+NAMES = {"full": "full fine-tuning", "lora": "LoRA", "clsr": "CLSR-FT", "clsr-kd": "CLSR-FT+KD"}
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[FiniteFloat, Field(ge=0)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+LayerName = Annotated[str, StringConstraints(pattern=r"^(encoder|decoder)\.layers\.\d+$")]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Unscored(BaseModel):
+    id: str
+    reason: str
+
+
+class Metrics(BaseModel):
+    language: str
+    system: str
+    corpus: str
+    split: str
+    normaliser: str
+    utterances: Positive
+    words: Positive
+    characters: Count
+    hits: Count
+    substitutions: Count
+    deletions: Count
+    insertions: Count
+    wer: Amount
+    cer: Amount
+    raw_wer: Amount
+    raw_cer: Amount
+    audio_seconds: Amount
+    seconds: Amount
+    audio_window_s: Amount
+    dtype: str
+    model: str
+    gates: dict[LayerName, Share]
+    unscored: list[Unscored]
+
+
+class Utterance(BaseModel):
+    """What the report needs of a row; the other columns pass through."""
+
+    id: str
+    reference: str
+    hypothesis: str
+    words: Count
+    word_errors: Count
+
+
+@dataclass(frozen=True)
+class Result:
+    metrics: Metrics
+    rows: list[dict[str, Any]] | None  # None: no utterances file
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """For readers: the base is called by its model's name."""
+        model = Path(self.metrics.model.replace("\\", "/")).name
+        if self.metrics.system == "base":
+            return model
+        if self.metrics.system == "teacher":
+            return f"teacher ({model if model != 'teacher' else self.metrics.model})"
+        return NAMES.get(self.metrics.system, self.metrics.system)
+
+    @property
+    def place(self) -> int:
+        """In a table: the known systems first, in their order."""
+        system = self.metrics.system
+        return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER)
+
+    @property
+    def utterances_path(self) -> Path:
+        return self.path.with_suffix(".utterances.jsonl")
+
+
+def read_results(metrics: Path) -> list[Result]:
+    """By language, the main corpus before further ones, systems in SYSTEM_ORDER."""
+    paths = [path for path in sorted(metrics.glob("*/*.json")) if not path.name.startswith(".")]
+    if not paths:
+        raise PipelineError(
+            f"{metrics}: no results, expected <lang>/<system>.json; `pipeline evaluate --lang cs` makes them"
+        )
+    results = sorted(map(_read_result, paths), key=_order)
+    seen: dict[tuple[str, str, str], Path] = {}
+    for result in results:
+        key = (result.metrics.language, result.metrics.corpus, result.metrics.system)
+        if key in seen:
+            raise PipelineError(
+                f"{result.path}: corpus is {key[1]!r}, as in {seen[key]}; expected one result; remove one"
+            )
+        seen[key] = result.path
+    return results
+
+
+def _order(result: Result) -> tuple[str, str, int, str]:
+    return result.metrics.language, result.path.stem.partition("@")[2], result.place, result.metrics.system
+
+
+def _read_result(path: Path) -> Result:
+    metrics = validated(Metrics, read_json(path), str(path))
+    system, _, corpus = path.stem.partition("@")
+    expected = {"language": path.parent.name, "system": system} | ({"corpus": corpus} if corpus else {})
+    for field, value in expected.items():
+        if (found := getattr(metrics, field)) != value:
+            raise PipelineError(
+                f"{path}: {field} is {found!r}, expected {value!r} from the file's place; evaluate again"
+            )
+    result = Result(metrics, None, path)
+    if not result.utterances_path.exists():
+        return result
+    return Result(metrics, _read_rows(result), path)
+
+
+def _read_rows(result: Result) -> list[dict[str, Any]]:
+    path = result.utterances_path
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, start=1):
+        validated(Utterance, row, f"{path}, line {number}")
+    if len({row["id"] for row in rows}) < len(rows):
+        raise PipelineError(f"{path}: field 'id': the same id occurs twice, expected distinct ids; evaluate again")
+    found = len(rows), sum(row["words"] for row in rows)
+    if found != (expected := (result.metrics.utterances, result.metrics.words)):
+        raise PipelineError(
+            f"{path}: {found[0]} utterances with {found[1]} words, expected {expected[0]} with {expected[1]} "
+            f"as in {result.path.name}; evaluate again"
+        )
+    return rows
+
+
+def validated(model: type[Model], value: Any, where: str) -> Model:
+    """Raises PipelineError naming the place and the first field that is missing or wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise PipelineError(f"{where}: field {field!r}: {first['msg']}; make the file again") from None

@@ -1,0 +1,55 @@
+"""The report stage: results and learning curves in, one page out."""
+
+import re
+from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cache.files import write_json, write_text
+from stages.report.comparison import as_numbers, compare
+from stages.report.curves import curves_csv, read_curves
+from stages.report.page import Page, make_page
+from stages.report.results import read_results
+from stages.report.summary import format_summary
+
+__all__ = ["format_summary", "write_report"]
+
+
+def write_report(
+    metrics: Path, models: Path, out: Path, title: str = "Speech recognition report", resamples: int = 10_000
+) -> Path:
+    """Returns the page, `out`/index.html; beside it report.md, figures/*.svg, curves.csv and comparison.json."""
+    comparisons = compare(read_results(metrics), resamples)
+    curves = read_curves(models)
+    page = make_page(title, comparisons, curves, models, resamples)
+    for figure in page.figures:
+        write_text(out / "figures" / f"{figure.name}.svg", figure.file)
+    write_text(out / "curves.csv", curves_csv(curves))
+    write_json(out / "comparison.json", as_numbers(comparisons, title, resamples))
+    write_text(out / "report.md", _rendered("report.md.jinja", page))
+    write_text(out / "index.html", _rendered("report.html.jinja", page))
+    return out / "index.html"
+
+
+def _rendered(template: str, page: Page) -> str:
+    environment = Environment(
+        loader=PackageLoader("stages.report", "."),
+        autoescape=template.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"md": markdown_text, "code": code_spans}
+    return environment.get_template(template).render(page=page)
+
+
+def markdown_text(text: str) -> str:
+    """On one line, with nothing in it that Markdown or HTML would act on."""
+    return escape(re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", " ".join(text.split())), quote=False)
+
+
+def code_spans(text: str) -> str:
+    """`word` as <code>word</code>, all else escaped; only for our own sentences."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -1,0 +1,67 @@
+"""The comparison as plain text for a terminal, at most 100 columns wide."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from cache.errors import PipelineError
+from cache.files import read_json
+from stages.report.tables import percent, points, span
+
+COLUMNS = ("system", "WER %", "95 % interval", "CER %", "vs base (95 %)", "words")
+NAME_WIDTH = 34
+
+
+def format_summary(report: Path | dict[str, Any]) -> str:
+    """`report` is the report's folder, its comparison.json, or that file's content."""
+    if isinstance(report, dict):
+        return _format(report)
+    path = report / "comparison.json" if report.is_dir() else report
+    try:
+        return _format(read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: not a comparison ({error!r}); `pipeline report` makes it") from None
+
+
+def _format(numbers: dict[str, Any]) -> str:
+    blocks = [
+        _block(language, corpus, comparison)
+        for language, corpora in numbers["languages"].items()
+        for corpus, comparison in corpora.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def _block(language: str, corpus: str, comparison: dict[str, Any]) -> str:
+    rows = [list(COLUMNS), *(_row(numbers) for numbers in comparison["systems"].values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    heading = f"{language_name(language)}: {corpus}, {comparison['split']}"
+    return "\n".join([heading, lines[0], "-" * len(lines[0]), *lines[1:], *textwrap.wrap(comparison["verdict"], 100)])
+
+
+def _row(numbers: dict[str, Any]) -> list[str]:
+    return [
+        textwrap.shorten(numbers["name"], NAME_WIDTH, placeholder="..."),
+        percent(numbers["wer"]),
+        span(_pair(numbers, "wer")),
+        percent(numbers["cer"]),
+        points(numbers["wer_minus_base"], _pair(numbers, "wer_minus_base")),
+        f"{numbers['words']:,}",
+    ]
+
+
+def _pair(numbers: dict[str, Any], name: str) -> tuple[float, float] | None:
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return None if low is None or high is None else (low, high)
+
+
+def language_name(code: str) -> str:
+    return f"{LANGUAGES[code].title()} ({code})" if code in LANGUAGES else code

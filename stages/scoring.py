@@ -1,0 +1,159 @@
+"""Word and character error rates, and how sure they are; shared by train-student, evaluate and report."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import jiwer
+import numpy as np
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+from cache.errors import PipelineError
+
+NORMALISER = "basic"
+SPLIT_LETTERS = frozenset({"th", "ja", "zh", "lo", "my", "yue"})  # scripts written without spaces between words
+RATES = {  # rate: its columns, (errors, reference length)
+    "wer": ("word_errors", "words"),
+    "cer": ("character_errors", "characters"),
+    "raw_wer": ("raw_word_errors", "raw_words"),
+    "raw_cer": ("raw_character_errors", "raw_characters"),
+}
+OPERATIONS = ("hits", "substitutions", "deletions", "insertions")
+CHUNK = 2_000_000  # drawn utterances held at once: 8 MB of indices and 16 MB per gathered column
+
+Row = dict[str, Any]
+
+
+def normalise(text: str, language: str) -> str:
+    """Whisper's basic multilingual normaliser (lower case, no punctuation, no bracketed text); `language` is its code."""
+    return _normaliser(language in SPLIT_LETTERS)(text).strip()
+
+
+@lru_cache(maxsize=2)
+def _normaliser(split_letters: bool) -> BasicTextNormalizer:
+    return BasicTextNormalizer(split_letters=split_letters)
+
+
+def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
+    """One utterance's counts. An empty reference is not an error: each word of the hypothesis is an insertion."""
+    raw_reference, raw_hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    reference, hypothesis = normalise(reference, language), normalise(hypothesis, language)
+    words = jiwer.process_words(reference, hypothesis)
+    if language in SPLIT_LETTERS:  # the spaces are the normaliser's own, and would be hits that nobody transcribed
+        reference, hypothesis = reference.replace(" ", ""), hypothesis.replace(" ", "")
+    characters = jiwer.process_characters(reference, hypothesis)
+    raw_words = jiwer.process_words(raw_reference, raw_hypothesis)
+    raw_characters = jiwer.process_characters(raw_reference, raw_hypothesis)
+    return {
+        "words": _length(words),
+        "word_errors": _errors(words),
+        **{operation: getattr(words, operation) for operation in OPERATIONS},
+        "characters": _length(characters),
+        "character_errors": _errors(characters),
+        "raw_words": _length(raw_words),
+        "raw_word_errors": _errors(raw_words),
+        "raw_characters": _length(raw_characters),
+        "raw_character_errors": _errors(raw_characters),
+    }
+
+
+def _length(output: jiwer.WordOutput | jiwer.CharacterOutput) -> int:
+    return output.hits + output.substitutions + output.deletions
+
+
+def _errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> int:
+    return output.substitutions + output.deletions + output.insertions
+
+
+def totals(rows: list[Row]) -> dict[str, float]:
+    """Counts summed over utterances, and rates as fractions: the sum of the errors over the sum of the lengths."""
+    _require_words(rows)
+    counts = {name: sum(row[name] for row in rows) for name in ("words", "characters", *OPERATIONS)}
+    rates = {rate: sum(row[errors] for row in rows) / sum(row[length] for row in rows)
+             for rate, (errors, length) in RATES.items()}  # fmt: skip
+    return {"utterances": len(rows), **counts, **rates}
+
+
+def _require_words(rows: list[Row]) -> None:
+    if not rows:
+        raise PipelineError("no utterances to score, expected at least one; check the test split")
+    if not sum(row["words"] for row in rows):
+        raise PipelineError(f"the {len(rows)} references hold no words after normalisation; check the test transcripts")
+
+
+def interval(rows: list[Row], rate: str = "wer", resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap of a pooled rate over utterances, taken as independent: (low, high), fractions."""
+    _require_words(rows)
+    errors, lengths = _columns(rows, rate)
+    draws = _resample(np.stack([errors, lengths]), resamples, seed)
+    return _middle_95(_rate(draws[0], draws[1]))
+
+
+def paired_interval(
+    rows_a: list[Row], rows_b: list[Row], rate: str = "wer", resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(rate(a) - rate(b), low, high), fractions: both systems see the same resampled utterances.
+
+    Bisani & Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+    Raises PipelineError unless both hold the same utterances (in any order) with references of the same length.
+    """
+    _require_words(rows_a)
+    rows_b = _matched(rows_a, rows_b, RATES[rate][1])
+    (errors_a, lengths), (errors_b, _) = _columns(rows_a, rate), _columns(rows_b, rate)
+    draws = _resample(np.stack([errors_a - errors_b, lengths]), resamples, seed)
+    difference = float((errors_a - errors_b).sum() / lengths.sum())
+    return difference, *_middle_95(_rate(draws[0], draws[1]))
+
+
+def _matched(rows_a: list[Row], rows_b: list[Row], length: str) -> list[Row]:
+    """`rows_b` in the order of `rows_a`."""
+    a, b = _by_id(rows_a), _by_id(rows_b)
+    if a.keys() != b.keys():
+        only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
+        raise PipelineError(
+            f"paired comparison needs the same utterances: {len(only_a)} only in the first, {len(only_b)} only in the "
+            f"second (such as {(only_a + only_b)[0]!r}); evaluate both systems on the same test split"
+        )
+    if uneven := next((key for key in a if a[key][length] != b[key][length]), None):
+        raise PipelineError(
+            f"paired comparison needs the same references: utterance {uneven!r} has {a[uneven][length]} {length} in the "
+            f"first, {b[uneven][length]} in the second; evaluate both systems on the same test split"
+        )
+    return [b[key] for key in a]
+
+
+def _by_id(rows: list[Row]) -> dict[str, Row]:
+    if len(by_id := {row["id"]: row for row in rows}) < len(rows):
+        twice = Counter(row["id"] for row in rows).most_common(1)[0][0]
+        raise PipelineError(f"paired comparison needs distinct utterances: id {twice!r} occurs more than once")
+    return by_id
+
+
+def _columns(rows: list[Row], rate: str) -> tuple[np.ndarray, np.ndarray]:
+    errors, lengths = ([row[name] for row in rows] for name in RATES[rate])
+    return np.asarray(errors, np.float64), np.asarray(lengths, np.float64)
+
+
+def _resample(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(columns, utterances) -> (columns, resamples): each column's sum over utterances drawn with replacement."""
+    return np.concatenate(list(_resample_chunks(columns, resamples, seed)), axis=1)
+
+
+def _resample_chunks(columns: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    random = np.random.default_rng(seed)
+    utterances = columns.shape[1]
+    chunk = max(1, CHUNK // utterances)
+    for start in range(0, resamples, chunk):
+        drawn = random.integers(0, utterances, (min(chunk, resamples - start), utterances), dtype=np.int32)
+        yield np.stack([column[drawn].sum(axis=1) for column in columns])
+
+
+def _rate(errors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """A draw of empty references only has no rate and is left out; it needs a tiny set."""
+    return errors[lengths > 0] / lengths[lengths > 0]
+
+
+def _middle_95(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,53 @@
+"""An expert on disk: `experts.safetensors` and `experts.json`, never a copy of the frozen model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cache import files
+from cache.errors import PipelineError
+from stages.student.model import Student
+
+WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
+FORMAT_VERSION = 1
+
+
+def is_experts_folder(folder: Path) -> bool:
+    return (folder / CONFIG).exists()
+
+
+def save_experts(student: Student, language: str, folder: Path, config: dict[str, Any]) -> None:
+    """Writes the expert of `language` in float16; `config` (base, language, window, ...) goes beside it."""
+    state = {
+        name: parameter.detach().to(torch.float16).contiguous()
+        for name, parameter in student.expert_state(language).items()
+    }
+    with files.atomic_path(folder / WEIGHTS) as temporary:
+        save_file(state, temporary)
+    parameters = sum(tensor.numel() for tensor in state.values())
+    header = {"format_version": FORMAT_VERSION, "language": language, "parameters": parameters}
+    files.write_json(folder / CONFIG, {**header, **config})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Raises PipelineError where the folder holds no expert, or one of another format version."""
+    config = files.read_json(folder / CONFIG)
+    if config.get("format_version") != FORMAT_VERSION:
+        raise PipelineError(
+            f"{folder / CONFIG}: format_version is {config.get('format_version')!r}, expected {FORMAT_VERSION}"
+        )
+    return config
+
+
+def load_experts(student: Student, folder: Path) -> str:
+    """Adds the folder's expert to `student`; returns its language. Raises PipelineError where it does not fit."""
+    language = read_config(folder)["language"]
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(f"{folder / WEIGHTS}: not readable as safetensors ({str(error).splitlines()[0]})") from None
+    student.load_expert_state(language, state, str(folder))
+    return language

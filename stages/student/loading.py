@@ -1,0 +1,44 @@
+"""Any model that can transcribe: a Whisper, or a folder of experts with the base that its configuration names."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import PipelineError
+from stages.student.clsr import Routing
+from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
+from stages.student.model import Student
+from stages.whisper.models import Whisper, load_whisper
+
+
+@dataclass(frozen=True)
+class Loaded:
+    whisper: Whisper
+    student: Student | None  # None for a plain Whisper
+
+    def route(self, language: str) -> AbstractContextManager[Routing]:
+        """See `Student.route`; for a plain Whisper nothing is routed."""
+        return self.student.route(language) if self.student else nullcontext(Routing(None))
+
+
+def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
+    """Raises PipelineError where `source` is neither, or where the experts were trained on other base weights."""
+    folder = Path(source).expanduser()
+    if not is_experts_folder(folder):
+        return Loaded(load_whisper(source, audio_window_s), None)
+    config = read_config(folder)
+    trained = config["audio_window_s"]
+    if audio_window_s not in (None, trained):
+        raise PipelineError(
+            f"{source} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
+        )
+    whisper = load_whisper(config["base"], trained)
+    if whisper.fingerprint != config["base_weights"]:
+        raise PipelineError(
+            f"{folder / CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now has "
+            f"{whisper.fingerprint[:12]}: expected the same base model"
+        )
+    student = Student(whisper.model)
+    load_experts(student, folder)
+    whisper.model.eval()
+    return Loaded(whisper, student)

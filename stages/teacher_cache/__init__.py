@@ -1,0 +1,1 @@
+"""Runs the teacher once over the utterances and keeps its distributions."""

@@ -1,0 +1,1 @@
+"""Trains a student from shards; the teacher is neither imported nor opened."""

@@ -1,0 +1,64 @@
+"""One file that holds a run's whole state, so that a stopped run goes on as if it had not been stopped."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cache import files
+from cache.errors import PipelineError
+from stages.train_student.trainee import Trainee
+
+NAME = "checkpoint.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Position:
+    """How far a run is."""
+
+    step: int = 0  # optimizer steps done
+    best_step: int = -1
+    best_wer: float = float("inf")
+
+
+def save(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    tensors = {f"weights/{name}": parameter.detach() for name, parameter in trainee.parameters.items()}
+    for name, parameter in trainee.parameters.items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
+    tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    with files.atomic_path(folder / NAME) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, {"position": json.dumps(asdict(position))})
+
+
+def load(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Position:
+    """Puts weights, optimizer and random state back; a fresh Position where there is no checkpoint."""
+    path = folder / NAME
+    if not path.exists():
+        return Position()
+    try:
+        with safe_open(path, "pt") as file:
+            position = Position(**json.loads(file.metadata()["position"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path}: not a readable checkpoint ({error}): remove it to begin again") from None
+    for name, parameter in trainee.parameters.items():
+        parameter.data.copy_(tensors[f"weights/{name}"])
+        moments = {
+            moment: tensors[f"{moment}/{name}"].to(parameter.device)
+            for moment in _MOMENTS
+            if f"{moment}/{name}" in tensors
+        }
+        if moments:
+            optimizer.state[parameter] = {"step": torch.tensor(float(position.step)), **moments}
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    return position

@@ -1,0 +1,159 @@
+"""Training batches from shards: filtered with nothing dropped unsaid, shuffled, resumable at any batch."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cache.errors import PipelineError
+from cache.order import SHARDS_AT_ONCE, epoch_order
+from cache.settings import differences
+from cache.shards import ShardReader
+from stages.audio import decode_flac
+from stages.train_student.losses import TeacherTargets
+from stages.whisper.features import LogMel
+from stages.whisper.models import Whisper, tokenizer_fingerprint
+from stages.whisper.targets import decoder_inputs, prompt_ids, reason_to_leave_out, target_ids, target_positions
+from stages.whisper.window import POSITIONS_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips with N real target positions; T decoder positions, S encoder positions."""
+
+    ids: list[str]
+    features: torch.Tensor  # (B, mels, frames)
+    decoder_input_ids: torch.Tensor  # (B, T)
+    positions: tuple[torch.Tensor, torch.Tensor]  # (N,) rows and columns of the decoder positions that are trained
+    targets: torch.Tensor  # (N,)
+    encoder_mask: torch.Tensor  # (B, S) where there is audio
+    decoder_mask: torch.Tensor  # (B, T) where there is no padding
+    teacher: TeacherTargets | None
+
+
+class TrainingData:
+    """The utterances of one split, with the teacher's side-car shards or without.
+
+    left_out: what cannot be trained on, and why. Raises PipelineError where the two do not belong together.
+    """
+
+    def __init__(
+        self, utterances: ShardReader, teacher: ShardReader | None, student: Whisper, language: str, fraction: float
+    ):
+        self.utterances, self.teacher, self.language = utterances, teacher, language
+        self.student, self.prompt = student, prompt_ids(student.tokenizer, language)
+        self.log_mel = LogMel(student.model.config.num_mel_bins, student.audio_window_s)
+        if teacher is not None:
+            self._check_teacher(teacher)
+        self.left_out: list[dict[str, str]] = []
+        groups = [self._index(shard) for shard in range(len(utterances.shards))]
+        chosen = _choose_groups(groups, fraction)
+        self.kept = [[row for row, group in shard.items() if group in chosen] for shard in groups]
+        self.not_chosen = sum(map(len, groups)) - len(self)
+        if not len(self):
+            raise PipelineError(f"{utterances.folder}: no utterance to train on ({len(self.left_out)} left out)")
+
+    def __len__(self) -> int:
+        return sum(map(len, self.kept))
+
+    def _check_teacher(self, teacher: ShardReader) -> None:
+        wanted = {
+            "language": self.language,
+            "utterances": self.utterances.fingerprint(),
+            "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
+            "vocab_size": self.student.model.config.vocab_size,
+            "prompt": self.prompt,
+            "audio_window_s": self.student.audio_window_s,
+        }
+        found = {name: teacher.settings[name] for name in wanted}
+        if differing := differences(found, wanted):
+            raise PipelineError(f"{teacher.folder} does not fit this student and corpus ({differing})")
+
+    def _index(self, shard: int) -> dict[int, str]:
+        """row -> group of the utterances that can be trained on."""
+        rows = self.utterances.read(shard, only=("id", "text", "seconds", "group"))
+        if self.teacher is not None:
+            self._check_ids(shard, [row["id"] for row in rows])
+        groups = {}
+        for number, row in enumerate(rows):
+            targets = target_ids(self.student.tokenizer, row["text"], self.language)
+            reason = reason_to_leave_out(row["seconds"], self.student.audio_window_s, self.prompt, targets)
+            if reason:
+                self.left_out.append({"id": row["id"], "reason": reason[0], "detail": reason[1]})
+            else:
+                groups[number] = row["group"]
+        return groups
+
+    def _check_ids(self, shard: int, ids: list[str]) -> None:
+        assert self.teacher is not None
+        found = [row["id"] for row in self.teacher.read(shard, only=("id",))]
+        if found != ids:
+            name = self.teacher.shards[shard]["name"]
+            raise PipelineError(f"{self.teacher.folder / name}: its ids are not those of the utterance shard, in order")
+
+    def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from number `start` on; the last may be smaller."""
+        order = epoch_order([len(rows) for rows in self.kept], seed, epoch)
+        loaded: dict[int, list[dict]] = {}
+        for first in range(start * batch_size, len(order), batch_size):
+            rows = []
+            for shard, position in order[first : first + batch_size]:
+                if shard not in loaded:
+                    if len(loaded) >= 2 * SHARDS_AT_ONCE:
+                        del loaded[next(iter(loaded))]
+                    loaded[shard] = self._load(shard)
+                rows.append(loaded[shard][self.kept[shard][position]])
+            yield self._collate(rows)
+
+    def _load(self, shard: int) -> list[dict]:
+        rows = self.utterances.read(shard)
+        if self.teacher is None:
+            for row in rows:
+                row["targets"] = target_ids(self.student.tokenizer, row["text"], self.language)
+            return rows
+        scored = self.teacher.read(shard)
+        return [{**row, **side, "targets": side["targets"].tolist()} for row, side in zip(rows, scored, strict=True)]
+
+    def _collate(self, rows: list[dict]) -> Batch:
+        targets = [row["targets"] for row in rows]
+        window = self.student.audio_window_s * POSITIONS_PER_SECOND
+        real = torch.tensor([min(window, int(np.ceil(row["seconds"] * POSITIONS_PER_SECOND))) for row in rows])
+        inputs = decoder_inputs(self.prompt, targets, self.student.tokenizer.eos_token_id)
+        lengths = torch.tensor([len(self.prompt) + len(ids) - 1 for ids in targets])
+        return Batch(
+            ids=[row["id"] for row in rows],
+            features=self.log_mel([decode_flac(row["audio"]) for row in rows]),
+            decoder_input_ids=inputs,
+            positions=target_positions(self.prompt, targets),
+            targets=torch.tensor([token for ids in targets for token in ids]),
+            encoder_mask=torch.arange(window) < real[:, None],
+            decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],
+            teacher=None if self.teacher is None else _teacher_targets(rows, self.teacher.settings["top_k"]),
+        )
+
+
+def _teacher_targets(rows: list[dict], top_k: int) -> TeacherTargets:
+    joined = {
+        name: np.concatenate([row[name] for row in rows]) for name in ("top_ids", "top_log_probs", "tail_log_probs")
+    }
+    return TeacherTargets(
+        torch.from_numpy(joined["top_ids"].astype(np.int64)).view(-1, top_k),
+        torch.from_numpy(joined["top_log_probs"].astype(np.float32)).view(-1, top_k),
+        torch.from_numpy(joined["tail_log_probs"]),
+    )
+
+
+def _choose_groups(shards: list[dict[int, str]], fraction: float) -> set[str]:
+    """Whole groups, in an order that depends on their names alone, until they hold `fraction` of the utterances."""
+    sizes: dict[str, int] = {}
+    for shard in shards:
+        for group in shard.values():
+            sizes[group] = sizes.get(group, 0) + 1
+    wanted, chosen, taken = fraction * sum(sizes.values()), set(), 0
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        if taken < wanted:
+            chosen.add(group)
+            taken += sizes[group]
+    return chosen

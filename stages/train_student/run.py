@@ -1,0 +1,156 @@
+"""One training run from shards to a student's folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import files
+from cache.errors import PipelineError
+from cache.settings import plain, superseded
+from cache.shards import ShardReader
+from stages import scoring
+from stages.audio import decode_flac
+from stages.train_student import checkpoint
+from stages.train_student.data import TrainingData
+from stages.train_student.loop import Losses, Run
+from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
+from stages.train_student.trainee import Trainee
+from stages.whisper.decode import Transcriber
+from stages.whisper.models import Whisper, compute_dtype
+
+RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
+VALIDATION_BATCH = 16
+
+
+def train_student(
+    base: Whisper,
+    method: Method,
+    language: str,
+    utterances: Path,
+    teacher: Path | None,
+    out: Path,
+    settings: TrainSettings,
+    device: torch.device,
+    restart: bool = False,
+    progress: Callable[[int, int, Losses], None] = lambda done, total, losses: None,
+) -> dict[str, Any]:
+    """Trains on `utterances`/train, keeps the weights with the lowest WER on `utterances`/validation in `out`.
+
+    teacher: the folder of the teacher shards for method `clsr-kd`, else None. Goes on where it was interrupted;
+    returns the facts of the run, which also lie in `out`/training.json.
+    """
+    training = ShardReader(utterances / "train", "utterances")
+    validation = ShardReader(utterances / "validation", "utterances")
+    shards = ShardReader(teacher, "teacher") if teacher is not None else None
+    dtype = compute_dtype(settings.dtype, device)
+    facts = _facts(base, method, language, training, validation, shards, settings, dtype)
+    if (done := _claim(out, facts, restart)) is not None:
+        return done
+    torch.manual_seed(settings.seed)  # the gates' first weights
+    data = TrainingData(training, shards, base, language, settings.train_fraction)
+    files.write_jsonl(out / LEFT_OUT, data.left_out)
+    base.model.to(device)
+    trainee = Trainee(base, method, language, settings)
+    base.model.to(device)  # what the method added
+    clips = _validation_clips(validation, base, settings.max_validation)
+    transcribe = Transcriber(base, language, dtype)
+    config = {
+        "method": method,
+        "base": base.source,
+        "base_weights": facts["base_weights"],
+        "audio_window_s": base.audio_window_s,
+    }
+
+    def validate() -> dict[str, float]:
+        with trainee.route():
+            return _validate(transcribe, clips, language)
+
+    def save_best(position: checkpoint.Position) -> None:
+        trainee.save(out, {**config, "step": position.step, "validation_wer": position.best_wer})
+
+    rate = settings.learning_rate or LEARNING_RATES[method]
+    run = Run(trainee, data, settings, rate, dtype, out, validate, save_best)
+    position = run.train(progress)
+    if position.best_step < 0:
+        raise PipelineError(f"{out}: no validation gave a word error rate, so that no weights were kept")
+    result = {
+        "settings": facts,
+        "steps": position.step,
+        "best_step": position.best_step,
+        "best_validation_wer": position.best_wer,
+        "validation_utterances": len(clips),
+        "training_utterances": len(data),
+        "left_out": len(data.left_out),
+        "not_chosen": data.not_chosen,
+        "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
+    }
+    files.write_json(out / RESULT, result)
+    (out / PROGRESS).unlink()
+    (out / checkpoint.NAME).unlink(missing_ok=True)
+    return result
+
+
+def _facts(
+    base: Whisper,
+    method: Method,
+    language: str,
+    training: ShardReader,
+    validation: ShardReader,
+    teacher: ShardReader | None,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Whatever the weights depend on."""
+    if (method == "clsr-kd") != (teacher is not None):
+        raise PipelineError(f"method {method} {'needs' if teacher is None else 'takes no'} teacher shards")
+    return plain(
+        {
+            "method": method,
+            "language": language,
+            "base": base.source,
+            "base_weights": base.fingerprint,
+            "audio_window_s": base.audio_window_s,
+            "training_utterances": training.fingerprint(),
+            "validation_utterances": validation.fingerprint(),
+            "teacher_shards": teacher and teacher.fingerprint(),
+            **settings.model_dump(exclude={"dtype", "log_every", "save_every"}),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+    )
+
+
+def _claim(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+    """Makes `out` this run's folder; the result where the run is already finished."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, PROGRESS):
+        if (out / name).exists():
+            found = files.read_json(out / name)
+            if not superseded(out, found["settings"], facts, restart) and name == RESULT:
+                return found
+    files.remove_temporaries(out)
+    files.write_json(out / PROGRESS, {"settings": facts})
+    return None
+
+
+def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[tuple[np.ndarray, str]]:
+    """(clip, transcript) of the first `most` utterances that fit the window, shortest first."""
+    clips: list[tuple[np.ndarray, str]] = []
+    for shard in range(len(validation.shards)):
+        if len(clips) < most:
+            rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
+            clips += [(decode_flac(row["audio"]), row["text"]) for row in rows]
+    if not clips:
+        raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
+    return sorted(clips[:most], key=lambda pair: len(pair[0]))
+
+
+def _validate(transcribe: Transcriber, clips: list[tuple[np.ndarray, str]], language: str) -> dict[str, float]:
+    rows = []
+    for start in range(0, len(clips), VALIDATION_BATCH):
+        batch = clips[start : start + VALIDATION_BATCH]
+        hypotheses = transcribe([clip for clip, _ in batch])
+        rows += [scoring.score(text, got, language) for (_, text), got in zip(batch, hypotheses, strict=True)]
+    return scoring.totals(rows)

@@ -1,0 +1,38 @@
+"""The training recipe. The defaults are the paper's (arXiv 2311.01070, section 4.2, and its published scripts)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Method = Literal["clsr", "clsr-kd", "full"]
+METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "full")
+LEARNING_RATES = {"clsr": 1e-4, "clsr-kd": 1e-4, "full": 1e-5}
+
+
+class TrainSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: float = Field(10, gt=0, description="passes over the training utterances; fractions are fine")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, by whole groups")
+    batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(2, ge=1, description="batches per optimizer step")
+    learning_rate: float | None = Field(None, gt=0, description="null: 1e-4 for experts, 1e-5 for method full")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    kd_weight: float = Field(2.0, ge=0)
+    kd_divergence: Literal["js", "kl"] = "js"
+    gate_weight: float = Field(1.0, ge=0)
+    gate_budget: float = Field(0.5, ge=0, le=1)
+    gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
+    skip_gate: float = Field(0.2, ge=0, le=1)
+    expert_dropout: float = Field(0.3, ge=0, lt=1)
+    validate_every: int | None = Field(None, ge=1, description="steps; null: at the end of each epoch")
+    max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
+    save_every: int = Field(200, ge=1, description="steps between checkpoints")
+    log_every: int = Field(10, ge=1, description="steps between rows of the curve")
+    seed: int = Field(0, ge=0)
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"

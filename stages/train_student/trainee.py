@@ -1,0 +1,58 @@
+"""What is trained, by method: experts and gates of a frozen Whisper, or all of its weights."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WhisperFeatureExtractor
+
+from stages.student.clsr import Routing
+from stages.student.experts import save_experts
+from stages.student.model import Student
+from stages.train_student.settings import Method, TrainSettings
+from stages.whisper.models import Whisper
+from stages.whisper.window import cut_audio_window, restore_audio_window
+
+
+class Trainee:
+    """A model with the parameters that a method trains, `parameters` by name."""
+
+    def __init__(self, whisper: Whisper, method: Method, language: str, settings: TrainSettings):
+        self.whisper, self.language = whisper, language
+        self.student: Student | None = None
+        self.parameters: dict[str, nn.Parameter]
+        if method == "full":
+            whisper.model.requires_grad_(True)
+            whisper.model.model.encoder.embed_positions.requires_grad_(False)
+            self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
+        else:
+            self.student = Student(whisper.model, settings.skip_gate, settings.expert_dropout)
+            self.student.add_expert(language)
+            self.parameters = self.student.expert_state(language)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.whisper.model
+
+    def route(self, noise: float = 0.0) -> AbstractContextManager[Routing]:
+        return self.student.route(self.language, noise) if self.student else nullcontext(Routing(None))
+
+    def hidden(self, features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
+        """The decoder's output (B, T, D), before the projection onto the vocabulary."""
+        outputs = self.whisper.model.model(features, decoder_input_ids=decoder_input_ids, use_cache=False)
+        return outputs.last_hidden_state
+
+    def save(self, folder: Path, config: dict[str, Any]) -> None:
+        """Experts alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
+        if self.student:
+            return save_experts(self.student, self.language, folder, config)
+        window = self.whisper.audio_window_s
+        restore_audio_window(self.whisper.model)
+        self.whisper.model.config.audio_window_s = window
+        state = {name: tensor.half() for name, tensor in self.whisper.model.state_dict().items()}
+        self.whisper.model.save_pretrained(folder, state_dict=state)
+        self.whisper.tokenizer.save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=self.whisper.model.config.num_mel_bins).save_pretrained(folder)
+        return cut_audio_window(self.whisper.model, window)

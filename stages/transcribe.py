@@ -1,0 +1,44 @@
+"""What was said in a recording of any length: plain windows, one after the other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.errors import PipelineError
+from stages.audio import read_windows
+from stages.prefetch import prefetch
+from stages.student.loading import Loaded
+from stages.whisper.decode import Transcriber
+from stages.whisper.models import compute_dtype
+
+BATCH = 8
+SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
+
+
+def transcribe(model: Loaded, path: Path, language: str, device: torch.device, dtype: str = "auto") -> Iterator[str]:
+    """The text of each window, in order, as they are decoded. Raises PipelineError where there is no audio to read."""
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file")
+    model.whisper.model.to(device)
+    decode = Transcriber(model.whisper, language, compute_dtype(dtype, device))
+    some = False
+    for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
+        some = True
+        with model.route(language):
+            yield from decode(clips)
+    if not some:
+        raise PipelineError(f"{path}: no audio in it (0 seconds)")
+
+
+def _batches(path: Path, seconds: int) -> Iterator[list[np.ndarray]]:
+    clips: list[np.ndarray] = []
+    for window in read_windows(path, seconds):
+        if len(window) >= SHORTEST:
+            clips.append(window)
+        if len(clips) == BATCH:
+            yield clips
+            clips = []
+    if clips:
+        yield clips

@@ -1,0 +1,135 @@
+"""Loading Whisper: from a hub id, a local folder, or, where the hub cannot be reached, the embedded whisper-base."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+from cache.errors import PipelineError
+from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
+from stages.whisper.embedded import embedded_whisper_base
+from stages.whisper.window import cut_audio_window, recorded_window
+
+HUB_TIMEOUT_S = 10
+_FILES = ["*.json", "*.safetensors", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Whisper:
+    model: WhisperForConditionalGeneration
+    tokenizer: WhisperTokenizerFast
+    source: str  # what was asked for
+    folder: Path  # what was read
+    audio_window_s: int
+    fingerprint: str  # of the weights' values, see `weights_fingerprint`
+
+
+def find_model(source: str) -> tuple[Path, str]:
+    """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _checked(folder), f"{source}: local folder"
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
+    try:
+        found = Path(snapshot_download(source, allow_patterns=_FILES, etag_timeout=HUB_TIMEOUT_S))
+        return _checked(found), f"{source}: from the hub"
+    except PipelineError:
+        raise
+    except Exception as error:  # the hub's client raises errors of many libraries, all meaning: not to be had
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    if source == EMBEDDED_ID:
+        return embedded_whisper_base(), f"{source}: the hub cannot be reached; using the embedded whisper-base"
+    raise PipelineError(f"{source}: not a local folder, and the hub does not give it ({reason})")
+
+
+def _checked(folder: Path) -> Path:
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).exists():
+            raise PipelineError(f"{folder}: no {name} in it: expected a Whisper model in the transformers layout")
+    if not list(folder.glob("*.safetensors")):
+        raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
+    return folder
+
+
+def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
+    """Loads in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
+
+    Without `audio_window_s` the window is the one the model was trained with, or 30. Raises PipelineError where
+    the source is no Whisper, or where it was trained with another window.
+    """
+    folder, _ = find_model(source)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != "whisper":
+            raise PipelineError(f"{source}: model_type is '{config.model_type}', expected 'whisper'")
+        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(f"{source}: cannot be loaded as a Whisper model ({str(error).splitlines()[0]})") from None
+    window = _agreed_window(source, recorded_window(config), audio_window_s)
+    cut_audio_window(model, window)
+    return Whisper(model.eval(), tokenizer, source, folder, window, weights_fingerprint(model))
+
+
+def _agreed_window(source: str, trained: int | None, wanted: int | None) -> int:
+    if trained is not None and wanted is not None and trained != wanted:
+        raise PipelineError(
+            f"{source} was trained with audio_window_s {trained}, asked for {wanted}: it must be the same where it is used"
+        )
+    return wanted or trained or 30
+
+
+def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
+    """sha256 over the float32 values by name: the same whether they were stored as float16 or float32, in one file or many.
+
+    Without the encoder's positions, which are fixed and depend on the window.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        if not name.endswith("encoder.embed_positions.weight"):
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: WhisperTokenizerFast) -> str:
+    """sha256 over the vocabulary, so that equal tokenizers agree wherever they came from."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256("".join(f"{token} {number}\n" for token, number in vocabulary).encode()).hexdigest()
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' -> bfloat16 where the processor has instructions for it, else float32; 'bf16' and 'fp32' as they say."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # torch emulates bf16 on any CPU, slower than fp32: only its own instructions (AVX512_BF16, AMX) are worth it
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if native else torch.float32
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' -> cuda where there is one, else cpu. Raises PipelineError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(
+            f"device '{name}' cannot be used ({str(error).splitlines()[0]}): give auto, cpu or cuda"
+        ) from None
+    return device
+
+
+def use_all_cores() -> None:
+    """Uses the cores this process may run on (torch counts the machine's)."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,58 @@
+"""Target tokens and the decoder's inputs: one place, so that teacher and student read the same ones."""
+
+import torch
+from transformers import WhisperTokenizerFast
+
+from cache.errors import PipelineError
+from stages.whisper.languages import WITHOUT_SPACES
+
+MAX_TARGET_POSITIONS = 448
+
+
+def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
+    """start of transcript, language, transcribe, no timestamps. Raises PipelineError for a language the model lacks."""
+    names = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    for name, token in zip(names, ids, strict=True):
+        if token is None or token == tokenizer.unk_token_id:
+            raise PipelineError(
+                f"{tokenizer.name_or_path}: no token {name}: an English-only model or another vocabulary"
+            )
+    return ids
+
+
+def target_ids(tokenizer: WhisperTokenizerFast, text: str, language: str) -> list[int]:
+    """The transcript's tokens and end of text, (T,).
+
+    With a leading space where the language writes spaces, as Whisper itself begins its transcripts: without it the
+    first token is off the teacher's distribution.
+    """
+    spaced = text if language in WITHOUT_SPACES else f" {text}"
+    return [*tokenizer.encode(spaced, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def reason_to_leave_out(
+    seconds: float, audio_window_s: int, prompt: list[int], targets: list[int]
+) -> tuple[str, str] | None:
+    """(reason, detail) why an utterance cannot be trained on, None where it can."""
+    if seconds > audio_window_s:
+        return "too_long", f"{seconds:.2f} s in a window of {audio_window_s} s"
+    # the decoder reads the prompt and all targets but the last
+    if len(prompt) + len(targets) - 1 > MAX_TARGET_POSITIONS:
+        return "too_many_tokens", f"{len(targets)} tokens, {MAX_TARGET_POSITIONS} positions"
+    return None
+
+
+def decoder_inputs(prompt: list[int], targets: list[list[int]], pad: int) -> torch.Tensor:
+    """prompt + targets without the last one each, padded to (B, P + max T - 1)."""
+    length = len(prompt) + max(len(ids) for ids in targets) - 1
+    rows = [prompt + ids[:-1] for ids in targets]
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+
+
+def target_positions(prompt: list[int], targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row, column) indices, each (N,), of the decoder positions whose next token is a target, row by row."""
+    first = len(prompt) - 1
+    rows = torch.cat([torch.full((len(ids),), row) for row, ids in enumerate(targets)])
+    columns = torch.cat([torch.arange(first, first + len(ids)) for ids in targets])
+    return rows, columns
