@@ -20,13 +20,12 @@ class _Settings(BaseModel):
 
 class Language(_Settings):
     corpus: CorpusSettings
-    further_tests: list[CorpusSettings] = Field([], description="corpora of which only the test split is used")
 
 
 class Teacher(_Settings):
     model: str = "openai/whisper-large-v2"
-    adapt: dict[str, Any] | None = Field(
-        None, description="fine-tune it on the training split first, with these changes to `train`; null: as it is"
+    adapt: TrainSettings | None = Field(
+        None, description="fine-tune it on the training split first, by this recipe; null: it teaches as it is"
     )
 
 
@@ -47,6 +46,7 @@ class Paths(_Settings):
 
 class Params(_Settings):
     languages: dict[str, Language] = {}
+    further_tests: dict[str, CorpusSettings] = Field({}, description="by name: corpora whose test split is used, too")
     audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30
     device: str = "auto"
     student: str = "openai/whisper-small"

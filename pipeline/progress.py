@@ -11,7 +11,7 @@ LINE_EVERY_S = 15.0
 
 
 class ProgressReport:
-    """Call it with done, total and a note. unit: what is counted, such as 'utterances' or 'steps'."""
+    """Call it with done, total and a note, at first with what is done at the start. unit: what is counted, such as 'utterances' or 'steps'."""
 
     def __init__(self, title: str, unit: str):
         self.title, self.unit = title, unit
@@ -41,8 +41,7 @@ class ProgressReport:
 
     def __call__(self, done: int, total: int, note: str) -> None:
         if self.first is None:
-            # what a resumed run found done does not count towards its speed
-            self.first = done if done > 1 else 0
+            self.first = done  # what a resumed run found done does not count towards its speed
         elapsed = time.monotonic() - self.started
         speed = (done - self.first) / elapsed if elapsed > 0 else 0.0
         note = f"{speed:.1f} {self.unit}/s{', ' + note if note else ''}"

@@ -33,8 +33,7 @@ def adapt_teacher(params: Params, languages: list[str], restart: bool) -> None:
             write_json(out / TEACHER_POINTER, {"model": params.teacher.model, "weights": whisper.fingerprint})
             say(f"{language}: {params.teacher.model} teaches as it is")
         else:
-            settings = train_settings(params, {"learning_rate": None, **params.teacher.adapt}, "teacher.adapt")
-            _train(params, language, "full", params.teacher.model, None, out, settings, restart)
+            _train(params, language, "full", params.teacher.model, None, out, params.teacher.adapt, restart)
 
 
 def _train(

@@ -49,16 +49,18 @@ def evaluate(
     transcribe = Transcriber(model.whisper, language, dtype)
     rows, unscored, gates = [], [], GateUse()
     started, seconds = time.monotonic(), 0.0
+    progress(0, sum(reader.rows), seconds)
     for batch in prefetch(_batches(reader, model.whisper.audio_window_s, settings.batch_size)):
         texts = _decode(model, transcribe, batch, gates)
         for utterance, text in zip(batch, texts, strict=True):
             counts = scoring.score(utterance.text, text, language)
-            facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
-            rows.append({**facts, "reference": utterance.text, "hypothesis": text, **counts})
+            seconds += utterance.seconds
             if not counts["words"]:
                 unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
-            seconds += utterance.seconds
-        progress(len(rows), sum(reader.rows), seconds)
+                continue
+            facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
+            rows.append({**facts, "reference": utterance.text, "hypothesis": text, **counts})
+        progress(len(rows) + len(unscored), sum(reader.rows), seconds)
     metrics = {
         "language": language,
         "system": system,

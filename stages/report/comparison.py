@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.report.difference import Difference, difference
-from stages.report.results import Result
+from stages.report.results import Result, place
 from stages.report.verdict import verdict
 from stages.scoring import interval
 
@@ -51,9 +51,14 @@ def compare(results: list[Result], resamples: int) -> list[Comparison]:
     """One comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.metrics.language, result.metrics.corpus), []).append(result)
+        groups.setdefault((result.metrics.language, result.corpus), []).append(result)
     return [
-        _compare(language, corpus, {r.metrics.system: r for r in sorted(group, key=lambda r: r.place)}, resamples)
+        _compare(
+            language,
+            corpus,
+            {r.metrics.system: r for r in sorted(group, key=lambda r: place(r.metrics.system))},
+            resamples,
+        )
         for (language, corpus), group in groups.items()
     ]
 
@@ -72,18 +77,20 @@ def _compare(language: str, corpus: str, results: dict[str, Result], resamples: 
 
 
 def _notes(lines: list[Line], base: Result | None) -> list[str]:
-    reasons = [
-        f"No interval for the difference between {line.result.name} and the base model: {line.versus_base.reason}."
+    notes = [_missing_rows(line.result) for line in lines if not line.result.rows]
+    if base is None:
+        return [*notes, "The base model has not been measured here: differences are left out."]
+    return notes + [
+        f"No interval for the difference between {line.result.name} and {base.name}: {line.versus_base.reason}."
         for line in lines
-        if line.versus_base and line.versus_base.reason
+        if line.versus_base and line.versus_base.reason and line.result.rows and base.rows
     ]
-    missing = [
-        f"{line.result.utterances_path.name} is not there: the interval of {line.result.name} and its examples are left out."
-        for line in lines
-        if not line.result.rows
-    ]
-    without_base = [] if base else ["The base model has not been measured here: differences are left out."]
-    return reasons + missing + without_base
+
+
+def _missing_rows(result: Result) -> str:
+    also = "those of all differences" if result.metrics.system == "base" else "that of its difference"
+    file = result.utterances_path.name
+    return f"{file} is not there: the interval of {result.name}, {also} and the examples are left out."
 
 
 def as_numbers(comparisons: list[Comparison], title: str, resamples: int) -> dict[str, Any]:

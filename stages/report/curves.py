@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, FiniteFloat
 
 from cache.files import read_jsonl
-from stages.report.results import validated
+from stages.report.results import NAMES, validated
 
 COLUMNS = ("language", "method", "step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
@@ -49,7 +49,8 @@ def curves_csv(curves: Curves) -> str:
 def missing_curves(curves: Curves, language: str, systems: list[str], models: Path) -> list[str]:
     """A note for each trained system without a curve; the base and a downloaded teacher never have one."""
     return [
-        f"{models / language / system / 'curve.jsonl'} is not there: the learning curve of {system} is left out."
+        f"{path} is not there: the learning curve of {NAMES.get(system, system)} is left out."
         for system in systems
+        for path in [models / language / system / "curve.jsonl"]
         if system not in ("base", "teacher") and not curves.get((language, system))
     ]

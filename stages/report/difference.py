@@ -30,10 +30,13 @@ def difference(a: Result, b: Result, resamples: int) -> Difference:
 
 def not_comparable(a: Result, b: Result) -> str:
     """Why no paired interval can be given, or ''."""
-    for field in ("normaliser", "split", "audio_window_s"):
-        found, other = getattr(a.metrics, field), getattr(b.metrics, field)
+    for what, found, other in (
+        ("normaliser", a.metrics.normaliser, b.metrics.normaliser),
+        ("split", a.metrics.split, b.metrics.split),
+        ("audio window", f"{a.metrics.audio_window_s:g} s", f"{b.metrics.audio_window_s:g} s"),
+    ):
         if found != other:
-            return f"{field} is {found} for {a.name}, {other} for {b.name}"
+            return f"the {what} is {found} for {a.name}, {other} for {b.name}"
     for result in (a, b):
         if not result.rows:
             return f"{result.utterances_path.name} is not there"

@@ -9,10 +9,10 @@ import vl_convert
 
 from stages.report.comparison import Line
 from stages.report.curves import Curves
-from stages.report.results import NAMES, SYSTEM_ORDER
+from stages.report.results import NAMES, SYSTEM_ORDER, place
 
 WIDTH, HEIGHT = 300, 170  # pixels
-POINTS = 150  # of a training curve; more are averaged, a line of noise says nothing
+POINTS = 60  # of a training curve; more are averaged, a line of noise says nothing
 COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e")  # told apart on white and on black
 PANELS = (  # column of the curve, title
     ("validation_wer", "Validation WER (%)"),
@@ -74,13 +74,15 @@ def wer_figure(name: str, lines: list[Line]) -> Figure:
 def curve_figures(curves: Curves, language: str) -> list[Figure]:
     """One small chart for each quantity that any of the language's runs recorded."""
     figures = []
+    trained = sorted((method for owner, method in curves if owner == language), key=place)
     for column, title in PANELS:
         rows, methods = [], []
-        for (_, method), points in ((key, points) for key, points in curves.items() if key[0] == language):
-            values = [(point.step, getattr(point, column)) for point in points if getattr(point, column) is not None]
+        factor = 100 if column == "validation_wer" else 1
+        for method in trained:
+            points = [(point.step, getattr(point, column)) for point in curves[language, method]]
+            values = _thinned([(step, factor * value) for step, value in points if value is not None])
             methods += [method] if values else []
-            factor = 100 if column == "validation_wer" else 1
-            rows += [{"method": _method(method), "step": s, "value": factor * v} for s, v in _thinned(values)]
+            rows += [{"method": _method(method), "step": step, "value": value} for step, value in values]
         if rows:
             chart = _curve_chart(rows, methods, title, dots=column == "validation_wer")
             figures.append(_figure(f"{language}-{column.replace('_', '-')}", title, chart))
@@ -150,7 +152,7 @@ def _thinned(values: list[tuple[int, float]]) -> list[tuple[float, float]]:
     return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
 
 
-def _figure(name: str, caption: str, chart: alt.Chart | alt.LayerChart) -> Figure:
+def _figure(name: str, caption: str, chart: alt.TopLevelMixin) -> Figure:
     svg = vl_convert.vegalite_to_svg(chart.to_dict(), config=CONFIG)
     svg = re.sub(r'\b(id="|url\(#)', rf"\1{name}-", svg)  # ids must differ between the figures of one page
     alone = svg.replace("<svg ", '<svg style="color:#1f2328;background:#fff" ', 1)

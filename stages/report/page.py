@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
-from stages.report.figures import Figure, curve_figures, gate_figures, wer_figure
+from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, wer_figure
 from stages.report.summary import language_name
 from stages.report.tables import (
     Table,
@@ -108,6 +108,7 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
         f"Intervals: 95 %, percentile bootstrap over utterances taken as independent, {resamples:,} resamples; differences "
         "by paired bootstrap on the same utterances (Bisani and Ney, ICASSP 2004). Below zero is better than the base. "
         "They hold for more speech like this test set, not for another training run.",
-        "Real-time factor: seconds of decoding for a second of audio, on the machine that decoded. Expert share: mean over "
-        "layers of the share of tokens that took the language's expert.",
+        f"Learning curves: at most {POINTS} points for a line, each the mean of its neighbours; all of them are in curves.csv.",
+        "Real-time factor: seconds of decoding for a second of audio, on the machine that decoded. Experts %: share of "
+        "tokens that took the language's expert, mean over the layers of the encoder and of the decoder.",
     ]

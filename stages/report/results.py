@@ -78,10 +78,9 @@ class Result:
         return NAMES.get(self.metrics.system, self.metrics.system)
 
     @property
-    def place(self) -> int:
-        """In a table: the known systems first, in their order."""
-        system = self.metrics.system
-        return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER)
+    def corpus(self) -> str:
+        """A further corpus goes by the name in its file's name: that one is the user's choice."""
+        return self.path.stem.partition("@")[2] or self.metrics.corpus
 
     @property
     def utterances_path(self) -> Path:
@@ -98,7 +97,7 @@ def read_results(metrics: Path) -> list[Result]:
     results = sorted(map(_read_result, paths), key=_order)
     seen: dict[tuple[str, str, str], Path] = {}
     for result in results:
-        key = (result.metrics.language, result.metrics.corpus, result.metrics.system)
+        key = (result.metrics.language, result.corpus, result.metrics.system)
         if key in seen:
             raise PipelineError(
                 f"{result.path}: corpus is {key[1]!r}, as in {seen[key]}; expected one result; remove one"
@@ -107,15 +106,18 @@ def read_results(metrics: Path) -> list[Result]:
     return results
 
 
-def _order(result: Result) -> tuple[str, str, int, str]:
-    return result.metrics.language, result.path.stem.partition("@")[2], result.place, result.metrics.system
+def place(system: str) -> tuple[int, str]:
+    """Sorts systems: the known first, in their order."""
+    return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER), system
+
+
+def _order(result: Result) -> tuple[str, str, tuple[int, str]]:
+    return result.metrics.language, result.path.stem.partition("@")[2], place(result.metrics.system)
 
 
 def _read_result(path: Path) -> Result:
     metrics = validated(Metrics, read_json(path), str(path))
-    system, _, corpus = path.stem.partition("@")
-    expected = {"language": path.parent.name, "system": system} | ({"corpus": corpus} if corpus else {})
-    for field, value in expected.items():
+    for field, value in {"language": path.parent.name, "system": path.stem.partition("@")[0]}.items():
         if (found := getattr(metrics, field)) != value:
             raise PipelineError(
                 f"{path}: {field} is {found!r}, expected {value!r} from the file's place; evaluate again"

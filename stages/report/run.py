@@ -41,13 +41,18 @@ def _rendered(template: str, page: Page) -> str:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"md": markdown_text, "code": code_spans}
+    environment.filters |= {"md": markdown_text, "code": code_spans, "unbroken": unbroken}
     return environment.get_template(template).render(page=page)
 
 
 def markdown_text(text: str) -> str:
     """On one line, with nothing in it that Markdown or HTML would act on."""
     return escape(re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", " ".join(text.split())), quote=False)
+
+
+def unbroken(heading: str) -> str:
+    """A column's heading wraps between its words, but not before a unit, around a slash or at a hyphen."""
+    return heading.replace(" %", "\u00a0%").replace(" / ", "\u00a0/\u00a0").replace("-", "\u2011")
 
 
 def code_spans(text: str) -> str:

@@ -6,7 +6,7 @@ from statistics import fmean
 from stages.report.comparison import Comparison, Line
 from stages.report.verdict import STUDENTS
 
-NONE = "–"
+NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def _signed(fraction: float) -> str:
 
 
 def systems_table(comparison: Comparison) -> Table:
-    columns = ["System", "WER %", "95 % interval", "CER %", "vs base, points (95 %)", "Sub / del / ins", "Words"]
-    columns += ["Utterances", "Real-time factor", "Expert share %, encoder / decoder"]
+    columns = ["System", "WER %", "95 % interval", "CER %", "vs base, points (95 %)", "Sub / del / ins"]
+    columns += ["Words (utterances)", "Real-time factor", "Experts %, enc / dec"]
     return Table(columns, [_system_row(line) for line in comparison.lines])
 
 
@@ -53,8 +53,7 @@ def _system_row(line: Line) -> list[str]:
         percent(metrics.cer),
         points(change.value, change.interval) if change else NONE,
         f"{metrics.substitutions:,} / {metrics.deletions:,} / {metrics.insertions:,}",
-        f"{metrics.words:,}",
-        f"{metrics.utterances:,}",
+        f"{metrics.words:,} ({metrics.utterances:,})",
         NONE if line.real_time_factor is None else f"{line.real_time_factor:.2f}",
         " / ".join(f"{100 * fmean(shares):.0f}" for shares in line.gates.values()) or NONE,
     ]

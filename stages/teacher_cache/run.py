@@ -1,6 +1,7 @@
 """Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,32 @@ def cache_teacher(
     if writer.complete:
         return ShardReader(out, "teacher").manifest
     teacher.model.to(device)
-    seconds, total = 0.0, sum(source.rows)
+    done = _Done(progress, sum(source.rows))
+    for index in sorted(writer.shards):
+        done.utterances, done.seconds = (
+            done.utterances + source.rows[index],
+            done.seconds + source.shards[index]["seconds"],
+        )
+    done.tell()
     for index in range(len(source.shards)):
         if index not in writer.shards:
-            records, left_out = _score_shard(teacher, source.read(index), prompt, language, settings, dtype)
+            records, left_out = _score_shard(teacher, source.read(index), prompt, language, settings, dtype, done)
             tokens = sum(len(record["targets"]) for record in records)
             writer.write(index, records, tokens=tokens, seconds=source.shards[index]["seconds"], left_out=left_out)
-        seconds += source.shards[index]["seconds"]
-        progress(sum(source.rows[: index + 1]), total, seconds)
     return _finish(writer)
+
+
+@dataclass
+class _Done:
+    """How far the work is, for the progress callback."""
+
+    progress: Callable[[int, int, float], None]
+    total: int
+    utterances: int = 0
+    seconds: float = 0.0
+
+    def tell(self) -> None:
+        self.progress(self.utterances, self.total, self.seconds)
 
 
 def _settings(
@@ -98,6 +116,7 @@ def _score_shard(
     language: str,
     settings: TeacherCacheSettings,
     dtype: torch.dtype,
+    done: _Done,
 ) -> tuple[list[dict], list[dict[str, Any]]]:
     """The side-car records in the utterances' order, and what was left out (a record without targets stands there)."""
     targets = [target_ids(teacher.tokenizer, utterance["text"], language) for utterance in utterances]
@@ -117,6 +136,10 @@ def _score_shard(
             batch.rows, batch.targets, score(teacher.model, batch, prompt, settings.top_k, dtype), strict=True
         ):
             scored[row] = {"targets": np.array(ids, np.uint16), **arrays}
+            done.seconds += utterances[row]["seconds"]
+        done.utterances += len(batch.rows)
+        done.tell()
+    done.utterances += len(left_out)
     return [
         {"id": utterance["id"], **scored.get(row, _nothing())} for row, utterance in enumerate(utterances)
     ], left_out

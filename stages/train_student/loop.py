@@ -65,6 +65,7 @@ class Run:
         torch.manual_seed(self.settings.seed)
         position = checkpoint.load(self.folder, self.trainee, self.optimizer)
         self._cut_curve(position.step)
+        progress(position.step, self.total_steps, {})
         seen: list[Losses] = []
         for batches in prefetch(self._steps(position.step)):
             seen.append(self._step(batches, position.step))

@@ -51,7 +51,9 @@ class Trainee:
         window = self.whisper.audio_window_s
         restore_audio_window(self.whisper.model)
         self.whisper.model.config.audio_window_s = window
-        state = {name: tensor.half() for name, tensor in self.whisper.model.state_dict().items()}
+        # the output projection is the embedding's own tensor
+        names = (name for name in self.whisper.model.state_dict() if name != "proj_out.weight")
+        state = {name: self.whisper.model.state_dict()[name].half() for name in names}
         self.whisper.model.save_pretrained(folder, state_dict=state)
         self.whisper.tokenizer.save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=self.whisper.model.config.num_mel_bins).save_pretrained(folder)

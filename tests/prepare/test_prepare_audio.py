@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import RATE, noise, program, record, tone
+from prepare_makers import RATE, noise, program, record, tone
 
 from cache.errors import PipelineError
 from stages import audio
@@ -171,12 +171,14 @@ def test_ffmpegs_own_reason_is_passed_on(tmp_path, no_programs):
 
 
 def test_an_abandoned_reading_ends_ffmpeg(tmp_path, no_programs):
-    program(no_programs, "ffmpeg", f"echo $$ > {tmp_path}/pid; exec /bin/cat /dev/zero")
+    program(no_programs, "ffmpeg", f"echo $$ > {tmp_path}/pid; /usr/bin/head -c 300000 /dev/zero; exec /bin/sleep 20")
     path = tmp_path / "a.m4a"
     path.write_bytes(b"endless")
     windows = audio.read_windows(path, 1.0)
     assert len(next(windows)) == RATE
+    started = time.monotonic()
     windows.close()
+    assert time.monotonic() - started < 10
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         for _ in range(100):

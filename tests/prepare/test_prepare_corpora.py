@@ -2,12 +2,13 @@ import json
 import sys
 
 import pytest
-from conftest import RATE, noise, record
+from prepare_makers import RATE, noise, record
 from pydantic import TypeAdapter, ValidationError
 
 from cache.errors import PipelineError
 from stages import audio
 from stages.prepare.corpora import common_voice, dataset, fleurs, manifest
+from stages.prepare.corpora import rows as rows_of
 from stages.prepare.items import Item, items_sha256, split_by_group, unique_ids
 from stages.prepare.settings import (
     CommonVoiceSettings,
@@ -187,7 +188,8 @@ def read_dataset(path, **options):
     return dataset.read(DatasetSettings(corpus="dataset", path=str(path), **options), "cs")
 
 
-def test_dataset_saved_to_disk(library, tmp_path):
+def test_dataset_saved_to_disk(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_of, "BATCH", 2)
     rows = hub_like(library, tmp_path, 3, who=["a", "b", None]).cast_column(
         "audio", library.Audio(sampling_rate=16_000)
     )

@@ -2,7 +2,7 @@ import zlib
 from collections import Counter
 
 import pytest
-from conftest import noise, program, record
+from prepare_makers import noise, program, record
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import debian, fish_fillets
@@ -10,8 +10,9 @@ from stages.prepare.items import split_by_group
 from stages.prepare.settings import FishFilletsSettings
 
 LUA = r"""
--- dialogId("commented", "font_big", "out")
---[[ dialogId("commented2", "font_big", "out")
+-- dialogId("commented", "font_big", "out") dialogStr("out")
+--[[ a longer comment
+dialogId("commented2", "font_big", "out")
 dialogStr("out") ]]
 dialogId("plain", "font_small", "Hello.")
 dialogStr("Ahoj.")

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.scoring import score, totals
+
+SENTENCE = "jedna dva tři čtyři pět"
+
+
+class Tree:
+    """A made metrics/ and models/ tree; each utterance is SENTENCE with the first `wrong` of its words spoilt."""
+
+    def __init__(self, root: Path):
+        self.metrics, self.models, self.out = root / "metrics", root / "models", root / "report"
+
+    def system(self, system, wrong, language="cs", corpus="fish", further=False, texts=None, **changes):
+        rows = [
+            {"id": f"u{i:02d}", "group": "g", "seconds": 2.0, "reference": reference, "hypothesis": hypothesis}
+            | score(reference, hypothesis, language)
+            for i, (reference, hypothesis) in enumerate(texts or [(SENTENCE, spoilt(count)) for count in wrong])
+        ]
+        fields = {
+            "language": language, "system": system, "corpus": corpus, "split": "test", "normaliser": "basic", **totals(rows),
+            "audio_seconds": 2.0 * len(rows), "seconds": 0.5 * len(rows), "audio_window_s": 7.0, "dtype": "float32",
+            "model": "openai/whisper-base", "gates": {}, "unscored": [],
+        }  # fmt: skip
+        path = self.metrics / language / (f"{system}@{corpus}.json" if further else f"{system}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(fields | changes), encoding="utf-8")
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        path.with_suffix(".utterances.jsonl").write_text(lines, encoding="utf-8")
+        return path
+
+    def curve(self, method, rows, language="cs"):
+        path = self.models / language / method / "curve.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+
+def spoilt(count):
+    return " ".join(["špatně"] * count + SENTENCE.split()[count:])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
