@@ -168,7 +168,7 @@ def teacher_cache_command(
 def train_student_command(
     ctx: click.Context,
     languages: list[str],
-    methods: tuple[str, ...],
+    methods: tuple[Any, ...],
     student: str | None,
     device: str | None,
     restart: bool,

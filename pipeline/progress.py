@@ -11,7 +11,10 @@ LINE_EVERY_S = 15.0
 
 
 class ProgressReport:
-    """Call it with done, total and a note, at first with what is done at the start. unit: what is counted, such as 'utterances' or 'steps'."""
+    """Call it with done, total and a note, at first with what is done at the start.
+
+    unit: what is counted, such as 'utterances' or 'steps'.
+    """
 
     def __init__(self, title: str, unit: str):
         self.title, self.unit = title, unit

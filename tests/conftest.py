@@ -11,7 +11,7 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
-    WhisperTokenizerFast,
+    WhisperTokenizer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -29,7 +29,7 @@ def make_tiny_whisper(folder: Path, seed: int = 0, width: int = 32) -> Path:
     special += ["<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     special += [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
     vocabulary = {character: number for number, character in enumerate(bytes_to_unicode().values())}
-    tokenizer = WhisperTokenizerFast(vocab=vocabulary, merges=[])
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
     tokenizer.add_tokens(special[:-1501], special_tokens=True)
     tokenizer.add_tokens(special[-1501:])
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}

@@ -14,7 +14,7 @@ TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where 
 
 
 def train_student(
-    params: Params, languages: list[str], methods: list[str], changes: dict[str, Any], restart: bool
+    params: Params, languages: list[str], methods: list[Method], changes: dict[str, Any], restart: bool
 ) -> None:
     for language in chosen(params, languages):
         for method in methods:

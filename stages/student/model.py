@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class Student:
             for number, layer in enumerate(part.layers):
                 self._replace(f"{side}.layers.{number}", layer)
 
-    def _replace(self, name: str, layer: nn.Module) -> None:
+    def _replace(self, name: str, layer: Any) -> None:
         """A Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`, in every released model without dropout."""
         if layer.activation_dropout:
             raise PipelineError(
@@ -51,7 +52,7 @@ class Student:
 
     def expert_state(self, language: str) -> dict[str, nn.Parameter]:
         """The parameters of one expert by name, such as `encoder.layers.0.expert.fc1.weight`."""
-        state = {}
+        state: dict[str, nn.Parameter] = {}
         for place, routed in self.routed.items():
             for kind, module in (("expert", routed.experts[language]), ("gate", routed.gates[language])):
                 state |= {f"{place}.{kind}.{name}": parameter for name, parameter in module.named_parameters()}

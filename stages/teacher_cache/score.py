@@ -38,7 +38,7 @@ def score(
     top_NK = logits_NV.topk(top_k, dim=-1)
     # the mass outside the top k, summed as such: one minus the rounded rest would be noise where it is small
     tail_N = logits_NV.scatter_(-1, top_NK.indices, -torch.inf).logsumexp(-1) - total_N
-    values = {
+    values: dict[str, np.ndarray] = {
         "top_ids": top_NK.indices.cpu().numpy().astype(np.uint16),
         "top_log_probs": (top_NK.values - total_N[:, None]).cpu().numpy().astype(np.float16),
         "tail_log_probs": tail_N.cpu().numpy().astype(np.float32),

@@ -22,7 +22,7 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
-    WhisperTokenizerFast,
+    WhisperTokenizer,
 )
 from transformers.models.whisper.tokenization_whisper import TASK_IDS
 
@@ -77,7 +77,7 @@ def _convert(source: Path, folder: Path) -> None:
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise PipelineError(f"{PACKAGES[0]} {VERSION}: sha256 of the weights is {found}, expected {SHA256}")
     facts = json.loads((source / "config.json").read_text())
-    tokenizer = WhisperTokenizerFast(tokenizer_object=Tokenizer.from_file(str(source / "tokenizer.json")))
+    tokenizer = WhisperTokenizer(tokenizer_object=Tokenizer.from_file(str(source / "tokenizer.json")))
     model = WhisperForConditionalGeneration(_config(facts))
     # strict: every tensor of the model is in the file and the other way round, but for the tied output projection
     model.load_state_dict(transformers_state(read_variables(data)), strict=True)
@@ -101,7 +101,7 @@ def read_variables(data: bytes) -> dict[str, np.ndarray]:
         (length,) = take("H")
         return take(f"{length}s")[0][:-1].decode()
 
-    version, spec, _revision, count = *take("I"), text(), *take("I"), *take("I")
+    (version,), spec, (_revision, count) = take("I"), text(), take("II")
     if (version, spec) != (6, "WhisperSpec"):
         raise PipelineError(
             f"CTranslate2 file of version {version} with a {spec}, expected version 6 with a WhisperSpec"
@@ -176,7 +176,7 @@ def _config(facts: dict) -> WhisperConfig:
     )
 
 
-def _generation_config(facts: dict, tokenizer: WhisperTokenizerFast) -> GenerationConfig:
+def _generation_config(facts: dict, tokenizer: WhisperTokenizer) -> GenerationConfig:
     names = [tokenizer.convert_ids_to_tokens(token) for token in facts["lang_ids"]]
     return GenerationConfig(
         alignment_heads=facts["alignment_heads"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizerFast
+from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache.errors import PipelineError
 from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
@@ -21,7 +21,7 @@ _FILES = ["*.json", "*.safetensors", "*.txt"]
 @dataclass(frozen=True)
 class Whisper:
     model: WhisperForConditionalGeneration
-    tokenizer: WhisperTokenizerFast
+    tokenizer: WhisperTokenizer
     source: str  # what was asked for
     folder: Path  # what was read
     audio_window_s: int
@@ -68,7 +68,7 @@ def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
         if config.model_type != "whisper":
             raise PipelineError(f"{source}: model_type is '{config.model_type}', expected 'whisper'")
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+        tokenizer = WhisperTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, PipelineError):
             raise
@@ -99,7 +99,7 @@ def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: WhisperTokenizerFast) -> str:
+def tokenizer_fingerprint(tokenizer: WhisperTokenizer) -> str:
     """sha256 over the vocabulary, so that equal tokenizers agree wherever they came from."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256("".join(f"{token} {number}\n" for token, number in vocabulary).encode()).hexdigest()

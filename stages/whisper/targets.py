@@ -1,7 +1,7 @@
 """Target tokens and the decoder's inputs: one place, so that teacher and student read the same ones."""
 
 import torch
-from transformers import WhisperTokenizerFast
+from transformers import WhisperTokenizer
 
 from cache.errors import PipelineError
 from stages.whisper.languages import WITHOUT_SPACES
@@ -9,7 +9,7 @@ from stages.whisper.languages import WITHOUT_SPACES
 MAX_TARGET_POSITIONS = 448
 
 
-def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
+def prompt_ids(tokenizer: WhisperTokenizer, language: str) -> list[int]:
     """start of transcript, language, transcribe, no timestamps. Raises PipelineError for a language the model lacks."""
     names = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
     ids = tokenizer.convert_tokens_to_ids(names)
@@ -21,7 +21,7 @@ def prompt_ids(tokenizer: WhisperTokenizerFast, language: str) -> list[int]:
     return ids
 
 
-def target_ids(tokenizer: WhisperTokenizerFast, text: str, language: str) -> list[int]:
+def target_ids(tokenizer: WhisperTokenizer, text: str, language: str) -> list[int]:
     """The transcript's tokens and end of text, (T,).
 
     With a leading space where the language writes spaces, as Whisper itself begins its transcripts: without it the

@@ -1,0 +1,97 @@
+"""The contracts on imports and size, read from the sources themselves."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {"pipeline": {"pipeline", "stages", "cache"}, "stages": {"stages", "cache"}, "cache": {"cache"}}
+STAGES = {"prepare", "teacher_cache", "train_student", "evaluate", "report", "transcribe"}
+SHARED = {"audio", "prefetch", "scoring", "whisper", "student"}
+FORBIDDEN_IN_CACHE = {"torch", "transformers", "click", "stages", "pipeline"}
+MODULES = sorted(path for top in LAYERS for path in (ROOT / top).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, at its top or inside a function, by its full name."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package.pop()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def stage_of(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "stages" and len(parts) > 1 and parts[1] in STAGES else None
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    """(name, lines) of every function; a signature that is spread over lines counts from its body."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.relative_to(ROOT)}:{node.name}", (node.end_lineno or 0) - node.body[0].lineno + 1
+
+
+def test_the_sources_are_where_they_are_looked_for():
+    tops = {module_name(path).split(".")[0] for path in MODULES}
+    assert tops == set(LAYERS)
+    assert len(MODULES) > 40
+    assert "cache.errors.PipelineError" in set(imported(ROOT / "cache/shards.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_go_from_pipeline_to_stages_to_cache(path: Path):
+    top = module_name(path).split(".")[0]
+    upward = {name for name in imported(path) if name.split(".")[0] in LAYERS.keys() - LAYERS[top]}
+    assert not upward
+    if top == "cache":
+        assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN_IN_CACHE
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.is_relative_to(ROOT / "stages")], ids=module_name)
+def test_stages_do_not_import_each_other(path: Path):
+    own = stage_of(module_name(path))
+    others = {name for name in imported(path) if stage_of(name) not in (None, own)}
+    assert not others
+
+
+def test_every_folder_of_stages_is_a_stage_or_shared():
+    found = {path.stem for path in (ROOT / "stages").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {"__init__"} == STAGES | SHARED
+
+
+def test_cache_loads_neither_torch_nor_anything_above_it():
+    """Also by way of a library: a machine that only verifies or converts shards needs no torch."""
+    modules = ", ".join(module_name(path) for path in MODULES if path.is_relative_to(ROOT / "cache"))
+    code = f"import {modules}, sys; print(*sorted({FORBIDDEN_IN_CACHE!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_module_is_longer_than_300_lines(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_functions_are_short():
+    lengths = dict(functions())
+    long = {name: lines for name, lines in lengths.items() if lines > 45}
+    assert len(long) <= 0.03 * len(lengths), long
+    assert max(lengths.values()) <= 90, max(lengths, key=lambda name: lengths[name])
+    assert sorted(lengths.values())[len(lengths) // 2] <= 15
