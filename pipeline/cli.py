@@ -43,7 +43,7 @@ def _examples(text: str) -> str:
 
 
 @click.group(
-    epilog=_examples("pipeline prepare --lang cs\npipeline --set top_k=32 --help"),
+    epilog=_examples("pipeline --set train.epochs=3 train-student --lang cs"),
     context_settings={"show_default": True},
 )
 @click.option(

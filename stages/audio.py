@@ -6,7 +6,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
@@ -50,6 +50,36 @@ def read_windows(source: Path | bytes, seconds: float) -> Iterator[np.ndarray]:
                 pending = pending[size:]
     if len(pending):
         yield pending
+
+
+def cut_at_pauses(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
+    """The recording that `pieces` make up, 16 kHz, in windows of at most `seconds` each, cut where it is quietest.
+
+    A cut within a word spoils both windows, and a rest of a few samples makes Whisper invent a sentence: so a cut lies in
+    the second half of a window, and the last two windows share what is left between them.
+    """
+    size = round(seconds * SAMPLE_RATE)
+    pending = np.zeros(0, np.float32)
+    for piece in pieces:
+        pending = np.concatenate([pending, piece])
+        while len(pending) >= 2 * size:
+            cut = _quietest(pending, size // 2, size)
+            yield pending[:cut]
+            pending = pending[cut:]
+    if len(pending) > size:
+        spread = min(size // 4, size - len(pending) // 2)
+        cut = _quietest(pending, len(pending) // 2 - spread, len(pending) // 2 + spread)
+        yield pending[:cut]
+        pending = pending[cut:]
+    if len(pending):
+        yield pending
+
+
+def _quietest(samples: np.ndarray, lowest: int, highest: int) -> int:
+    """The middle of the quietest tenth of a second between two positions."""
+    width = min(SAMPLE_RATE // 10, highest - lowest)
+    energy = np.cumsum(np.square(samples[lowest:highest], dtype=np.float64))
+    return lowest + width // 2 + int(np.argmin(energy[width:] - energy[:-width])) if len(energy) > width else highest
 
 
 def encode_flac(samples: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""What was said in a recording of any length: plain windows, one after the other."""
+"""What was said in a recording of any length: windows cut at pauses, one after the other."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cache.errors import PipelineError
-from stages.audio import read_windows
+from stages.audio import cut_at_pauses, read_windows
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber
@@ -34,7 +34,7 @@ def transcribe(model: Loaded, path: Path, language: str, device: torch.device, d
 
 def _batches(path: Path, seconds: int) -> Iterator[list[np.ndarray]]:
     clips: list[np.ndarray] = []
-    for window in read_windows(path, seconds):
+    for window in cut_at_pauses(read_windows(path, seconds), seconds):
         if len(window) >= SHORTEST:
             clips.append(window)
         if len(clips) == BATCH:

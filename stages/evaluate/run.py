@@ -13,7 +13,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages import scoring
-from stages.audio import SAMPLE_RATE, decode_flac
+from stages.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
 from stages.prefetch import prefetch
@@ -96,8 +96,7 @@ def _batches(reader: ShardReader, audio_window_s: int, batch_size: int) -> Itera
 
 
 def _utterance(row: dict, audio_window_s: int) -> Utterance:
-    clip, length = decode_flac(row["audio"]), audio_window_s * SAMPLE_RATE
-    windows = [clip[start : start + length] for start in range(0, len(clip), length)]
+    windows = list(cut_at_pauses([decode_flac(row["audio"])], audio_window_s))
     if not windows:
         raise PipelineError(f"utterance {row['id']}: no audio in its shard, expected {row['seconds']:.2f} s")
     return Utterance(row["id"], row["group"], row["seconds"], row["text"], windows)

@@ -1,0 +1,332 @@
+"""A folder of shards is whole or unfinished, never wrong: killed anywhere, damaged, foreign, or made with other settings."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.errors import PipelineError
+from cache.files import TEMPORARY
+from cache.shards import ShardReader, ShardWriter
+
+FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
+SETTINGS = {"language": "cs", "top_k": 2, "prompt": [1, 2]}
+
+
+def record(number: int) -> dict:
+    tokens = number % 3
+    return {
+        "id": f"clip-{number}",
+        "targets": np.arange(tokens, dtype=np.uint16),
+        "top_ids": np.full(2 * tokens, number, np.uint16),
+        "top_log_probs": np.full(2 * tokens, -1, np.float16),
+        "tail_log_probs": np.full(tokens, -number / 7, np.float32),
+    }
+
+
+def make(folder: Path, format: str = "parquet", **changes) -> ShardWriter:
+    """Three shards of two records; what is done already is left alone, as every stage does it."""
+    writer = ShardWriter(folder, "teacher", {**SETTINGS, **changes}, format)
+    if not writer.complete:
+        for index in range(3):
+            if index not in writer.shards:
+                writer.write(index, [record(2 * index), record(2 * index + 1)], tokens=index)
+        writer.finish(left_out={})
+    return writer
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def edit(path: Path, change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def refusal(action) -> str:
+    with pytest.raises(PipelineError) as caught:
+        action()
+    return str(caught.value)
+
+
+# Killed
+
+
+KILLER = """
+    # Runs `make` in a forked child that is killed at a given line of cache/, and again until it comes to its end.
+    import os, signal, sys
+    from pathlib import Path
+    sys.path[:0] = {paths!r}
+    from test_shards import make
+
+    def dies_at(line):
+        left = [line]
+        def trace(frame, event, arg):
+            if f"{{os.sep}}cache{{os.sep}}" not in frame.f_code.co_filename or "test" in frame.f_code.co_filename:
+                return None
+            left[0] -= event == "line"
+            if left[0] <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+        return trace
+
+    def killed(folder, format, line):
+        if (child := os.fork()) == 0:
+            sys.settrace(dies_at(line))
+            make(folder, format)
+            sys.settrace(None)
+            os._exit(0)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    line = 1
+    for trial in range(400):
+        folder = Path({root!r}, f"{format}-{{trial:03d}}")
+        if not killed(folder, {format!r}, line):
+            break
+        killed(folder, {format!r}, 40)  # a second time, while it resumes
+        line += {stride}
+    print(trial)
+"""
+
+
+@FORMATS
+def test_killed_anywhere_and_run_again(format, tmp_path):
+    """SIGKILL at every few lines that run in cache/: the next run ends with the same bytes, and no half-written file."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    script = KILLER.format(root=str(tmp_path), format=format, paths=paths, stride=23)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    folders = sorted(tmp_path.glob(f"{format}-*"))
+    assert int(done.stdout) > 10
+    states = {tuple(sorted(path.name.split("-")[0] for path in folder.iterdir())) for folder in folders}
+    assert len(states) > 4  # they were killed in different places, with temporary files among what they left
+    assert any(name.startswith(TEMPORARY) for folder in folders for name in os.listdir(folder))
+    make(tmp_path / "whole", format)
+    for folder in folders:
+        make(folder, format)
+        assert contents(folder) == contents(tmp_path / "whole")
+
+
+@FORMATS
+def test_what_is_done_is_not_done_again(format, tmp_path):
+    writer = ShardWriter(tmp_path, "teacher", SETTINGS, format)
+    writer.write(1, [record(2), record(3)], tokens=1)
+    before = (tmp_path / writer.shards[1]["name"]).stat()
+    again = ShardWriter(tmp_path, "teacher", SETTINGS, format)
+    assert list(again.shards) == [1]
+    assert not again.complete
+    make(tmp_path, format)
+    after = (tmp_path / writer.shards[1]["name"]).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert [entry["index"] for entry in ShardReader(tmp_path, "teacher").shards] == [0, 1, 2]
+    assert ShardWriter(tmp_path, "teacher", SETTINGS, format).complete
+
+
+def test_killed_between_the_manifest_and_the_end(tmp_path):
+    """The manifest is there, progress.json not yet removed: the next run leaves the same folder as any other."""
+    writer = make(tmp_path / "whole")
+    make(tmp_path / "killed")
+    (tmp_path / "killed/progress.json").write_text(json.dumps(writer._header()))
+    make(tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_recorded_shard_that_is_gone_or_cut_is_written_again(harm, tmp_path):
+    make(tmp_path / "whole")
+    writer = ShardWriter(tmp_path / "resumed", "teacher", SETTINGS)
+    for index in (0, 1):
+        writer.write(index, [record(2 * index), record(2 * index + 1)], tokens=index)
+    harm(tmp_path / "resumed/shard-00001.parquet")
+    assert list(ShardWriter(tmp_path / "resumed", "teacher", SETTINGS).shards) == [0]
+    make(tmp_path / "resumed")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_shards_may_be_written_in_any_order(tmp_path):
+    make(tmp_path / "forward")
+    writer = ShardWriter(tmp_path / "backward", "teacher", SETTINGS)
+    for index in (2, 0, 1):
+        writer.write(index, [record(2 * index), record(2 * index + 1)], tokens=index)
+    writer.finish(left_out={})
+    assert contents(tmp_path / "backward") == contents(tmp_path / "forward")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    writer = ShardWriter(tmp_path, "teacher", SETTINGS)
+    with pytest.raises(KeyError):
+        writer.write(0, [{"id": "x"}])
+    assert list(tmp_path.iterdir()) == []
+    assert writer.shards == {}
+
+
+# Other settings
+
+
+@FORMATS
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_by_name(format, finished, tmp_path):
+    writer = ShardWriter(tmp_path, "teacher", SETTINGS, format)
+    writer.write(0, [record(0)])
+    if finished:
+        writer.finish()
+    before = contents(tmp_path)
+    text = refusal(lambda: ShardWriter(tmp_path, "teacher", {**SETTINGS, "top_k": 9}, format))
+    assert str(tmp_path) in text
+    assert "top_k: found 2, wanted 9" in text
+    assert "--restart" in text
+    assert "language" not in text
+    assert contents(tmp_path) == before
+
+
+def test_settings_that_came_or_went_are_named(tmp_path):
+    make(tmp_path)
+    assert "temperature: found None, wanted 1.0" in refusal(lambda: make(tmp_path, temperature=1.0))
+    fewer = {name: value for name, value in SETTINGS.items() if name != "top_k"}
+    assert "top_k: found 2, wanted None" in refusal(lambda: ShardWriter(tmp_path, "teacher", fewer))
+
+
+def test_another_format_or_kind_is_refused(tmp_path):
+    make(tmp_path)
+    assert "format: found 'parquet', wanted 'webdataset'" in refusal(lambda: make(tmp_path, "webdataset"))
+    assert "kind: found 'teacher', wanted 'utterances'" in refusal(
+        lambda: ShardWriter(tmp_path, "utterances", SETTINGS)
+    )
+    assert "format 'zip': expected one of parquet, webdataset" in refusal(lambda: make(tmp_path, "zip"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_restart_removes_what_other_settings_made(finished, tmp_path):
+    writer = ShardWriter(tmp_path, "teacher", SETTINGS)
+    writer.write(0, [record(0)])
+    writer.write(7, [record(1)])
+    if finished:
+        writer.finish()
+    changed = ShardWriter(tmp_path, "teacher", {**SETTINGS, "top_k": 9}, restart=True)
+    assert list(tmp_path.iterdir()) == []
+    assert not changed.complete
+    assert changed.shards == {}
+
+
+def test_restart_with_the_same_settings_keeps_what_is_done(tmp_path):
+    make(tmp_path)
+    before = contents(tmp_path)
+    assert ShardWriter(tmp_path, "teacher", SETTINGS, restart=True).complete
+    assert contents(tmp_path) == before
+
+
+# Damaged or foreign
+
+
+def read_all(folder: Path, kind: str = "teacher") -> list[dict]:
+    reader = ShardReader(folder, kind)
+    return [row for index in range(len(reader.shards)) for row in reader.read(index)]
+
+
+@FORMATS
+def test_reader_gives_the_records(format, tmp_path):
+    make(tmp_path, format)
+    reader = ShardReader(tmp_path, "teacher")
+    assert reader.rows == [2, 2, 2]
+    assert reader.manifest["rows"] == 6
+    for number, row in enumerate(read_all(tmp_path)):
+        expected = record(number)
+        assert row["id"] == expected["id"]
+        assert all(np.array_equal(row[name], expected[name]) for name in expected)
+    assert reader.read(1, only=("id",)) == [{"id": "clip-2"}, {"id": "clip-3"}]
+    for entry in reader.shards:
+        assert hashlib.sha256((tmp_path / entry["name"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_a_fingerprint_follows_the_records(tmp_path):
+    same, other = make(tmp_path / "a"), make(tmp_path / "b")
+    prints = [ShardReader(writer.folder, "teacher").fingerprint() for writer in (same, other)]
+    assert prints[0] == prints[1]
+    writer = ShardWriter(tmp_path / "c", "teacher", SETTINGS)
+    for index in range(3):
+        writer.write(index, [record(2 * index), record(2 * index + (index != 1))])
+    writer.finish()
+    assert ShardReader(tmp_path / "c", "teacher").fingerprint() != prints[0]
+
+
+@FORMATS
+def test_a_shard_that_is_missing_or_of_another_size(format, tmp_path):
+    make(tmp_path, format)
+    path = tmp_path / ShardReader(tmp_path, "teacher").shards[1]["name"]
+    whole = path.read_bytes()
+    for cut in (whole[:-1], whole + b"\0", b""):
+        path.write_bytes(cut)
+        text = refusal(lambda: ShardReader(tmp_path, "teacher"))
+        assert str(path) in text
+        assert f"{len(cut)} bytes" in text
+        assert f"{len(whole)} bytes" in text
+    path.unlink()
+    text = refusal(lambda: ShardReader(tmp_path, "teacher"))
+    assert f"{path} is missing" in text
+    assert f"{len(whole)} bytes" in text
+
+
+def test_a_tar_cut_at_a_member_boundary_after_it_was_opened(tmp_path):
+    """tarfile ends in silence there; the row count does not."""
+    make(tmp_path, "webdataset")
+    reader = ShardReader(tmp_path, "teacher")
+    path = tmp_path / reader.shards[2]["name"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"000001.json")])
+    assert "holds 1 records, its manifest says 2" in refusal(lambda: reader.read(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("format_version", 2, "1"), ("kind", "utterances", "'teacher'"), ("fields", {"id": "str"}, "tail_log_probs")],
+)
+def test_a_manifest_of_another_version_or_kind(field, value, expected, tmp_path):
+    make(tmp_path)
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.update({field: value}))
+    text = refusal(lambda: ShardReader(tmp_path, "teacher"))
+    assert str(tmp_path / "manifest.json") in text
+    assert f"{field} is {value!r}, expected" in text
+    assert expected in text.partition("expected")[2]
+
+
+def test_a_folder_without_a_manifest(tmp_path):
+    assert "holds no manifest.json: expected finished teacher shards" in refusal(
+        lambda: ShardReader(tmp_path, "teacher")
+    )
+    assert "holds no manifest.json" in refusal(lambda: ShardReader(tmp_path / "nowhere", "teacher"))
+    ShardWriter(tmp_path, "teacher", SETTINGS).write(0, [record(0)])
+    assert "is unfinished (run the same command again)" in refusal(lambda: ShardReader(tmp_path, "teacher"))
+
+
+FOREIGN = pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "an extension", "version": "1"}', "\udcff", "5"])
+
+
+@FOREIGN
+def test_reading_a_foreign_manifest(text, tmp_path):
+    (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert str(tmp_path / "manifest.json") in refusal(lambda: ShardReader(tmp_path, "teacher"))
+
+
+@FOREIGN
+@pytest.mark.parametrize("name", ["manifest.json", "progress.json"])
+def test_writing_beside_a_foreign_manifest(name, text, tmp_path):
+    """Refused, and with `restart` too: what this project did not write it does not remove."""
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "precious").write_text("mine")
+    for restart in (False, True):
+        assert str(tmp_path) in refusal(lambda: ShardWriter(tmp_path, "teacher", SETTINGS, restart=restart))  # noqa: B023
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_progress_of_another_version_is_not_continued(tmp_path):
+    """Its shards would stand under a manifest that says otherwise."""
+    ShardWriter(tmp_path, "teacher", SETTINGS).write(0, [record(0)])
+    edit(tmp_path / "progress.json", lambda progress: progress.update(format_version=0))
+    assert "format_version" in refusal(lambda: ShardWriter(tmp_path, "teacher", SETTINGS))

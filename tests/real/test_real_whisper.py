@@ -1,0 +1,97 @@
+"""On whisper-base's real weights and real Czech speech (downloads some 250 MB the first time)."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from cache.shards import ShardReader
+from stages import scoring
+from stages.audio import decode_flac
+from stages.prepare.run import prepare
+from stages.prepare.settings import FishFilletsSettings, PrepareSettings
+from stages.student.model import Student
+from stages.teacher_cache.run import cache_teacher
+from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.whisper.decode import Transcriber
+from stages.whisper.embedded import embedded_whisper_base
+from stages.whisper.models import load_whisper
+from stages.whisper.targets import decoder_inputs, prompt_ids
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def czech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("utterances") / "cs"
+    prepare(FishFilletsSettings(corpus="fish-fillets"), PrepareSettings(), "cs", out, max_seconds=30)
+    return out
+
+
+def rows_of(split: Path) -> list[dict]:
+    reader = ShardReader(split, "utterances")
+    return [row for shard in range(len(reader.shards)) for row in reader.read(shard)]
+
+
+def test_corpus_is_what_the_packages_hold(czech):
+    counts = {split: len(rows_of(czech / split)) for split in ("train", "validation", "test")}
+    assert counts == {"train": 1461, "validation": 111, "test": 223}
+    groups = [{row["group"] for row in rows_of(czech / split)} for split in counts]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+
+
+def test_every_tensor_is_covered():
+    model = WhisperForConditionalGeneration.from_pretrained(embedded_whisper_base(), dtype=torch.float32)
+    assert len(model.state_dict()) == 246  # 245 and the tied output projection
+    assert model.num_parameters() == 72_593_920
+    assert all(tensor.abs().sum() > 0 for tensor in model.state_dict().values())
+
+
+def test_czech_word_error_rate(czech):
+    rows = [row for split in ("train", "validation", "test") for row in rows_of(czech / split)]
+    chosen = random.Random(0).sample([row for row in rows if 1 <= row["seconds"] <= 20], 96)
+    whisper = load_whisper("openai/whisper-base", 30)
+    transcribe = Transcriber(whisper, "cs", torch.float32)
+    scored = []
+    for start in range(0, 96, 16):
+        batch = chosen[start : start + 16]
+        texts = transcribe([decode_flac(row["audio"]) for row in batch])
+        scored += [scoring.score(row["text"], text, "cs") for row, text in zip(batch, texts, strict=True)]
+    # 0.69 and 0.29 were measured on another 96 lines; the bootstrap's interval here is some 0.08 wide either way
+    assert abs(scoring.totals(scored)["wer"] - 0.69) < 0.1
+
+
+def test_cached_distributions_are_the_model_s(czech, tmp_path):
+    whisper = load_whisper("openai/whisper-base", 30)
+    settings = TeacherCacheSettings(top_k=64, dtype="fp32")
+    cache_teacher(whisper, czech / "validation", tmp_path / "cache", "cs", settings, torch.device("cpu"))
+    record = ShardReader(tmp_path / "cache", "teacher").read(0)[0]
+    row = rows_of(czech / "validation")[0]
+    prompt, targets = prompt_ids(whisper.tokenizer, "cs"), record["targets"].tolist()
+    assert whisper.tokenizer.decode(targets, skip_special_tokens=True).strip() == row["text"]
+    features = Transcriber(whisper, "cs", torch.float32).log_mel([decode_flac(row["audio"])])
+    with torch.inference_mode():
+        logits = whisper.model(features, decoder_input_ids=decoder_inputs(prompt, [targets], 50257)).logits[0]
+    log_probs = logits[len(prompt) - 1 :].double().log_softmax(-1)
+    top = log_probs.topk(64)
+    stored = record["top_log_probs"].astype(float).reshape(-1, 64)
+    np.testing.assert_allclose(stored, top.values.numpy(), atol=0.01)
+    tail = np.log1p(-top.values.exp().sum(-1).numpy())
+    np.testing.assert_allclose(record["tail_log_probs"], tail, atol=1e-3)
+
+
+def test_a_language_without_expert_is_the_base_model_bit_for_bit(czech):
+    row = rows_of(czech / "validation")[0]
+    base, changed = load_whisper("openai/whisper-base", 7), load_whisper("openai/whisper-base", 7)
+    student = Student(changed.model)
+    student.add_expert("cs")
+    changed.model.eval()
+    features = Transcriber(base, "nl", torch.float32).log_mel([decode_flac(row["audio"])])
+    inputs = torch.tensor([prompt_ids(base.tokenizer, "nl")])
+    with torch.inference_mode(), student.route("nl"):
+        assert torch.equal(
+            base.model(features, decoder_input_ids=inputs).logits, changed.model(features, decoder_input_ids=inputs).logits
+        )

@@ -1,0 +1,156 @@
+"""What `dvc repro` runs, and what it leaves alone: dvc.yaml as it is, with a quick stand-in for the `pipeline` command."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+# Writes the outputs that dvc.yaml declares, from the settings that the real command reads, and notes each call.
+STAND_IN = """
+import json, sys
+from pathlib import Path
+from pipeline.params import load_params
+arguments = sys.argv[1:]
+params = load_params(Path("params.yaml"), {})
+flags = dict(zip(arguments[1::2], arguments[2::2]))
+lang = flags.get("--lang")
+with open("calls.txt", "a") as file:
+    file.write(" ".join(arguments).replace(" --restart", "") + "\\n")
+def write(folder, name, value):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / name).write_text(json.dumps(value))
+if arguments[0] == "prepare":
+    corpus = params.languages[lang].model_dump_json()
+    for split in ["train", "validation", "test", *(f"test@{name}" for name in params.further_tests)]:
+        write(f"data/utterances/{lang}/{split}", "manifest.json", [split, corpus, params.prepare.model_dump_json()])
+elif arguments[0] == "adapt-teacher":
+    write(f"models/{lang}/teacher", "teacher.json", [lang, params.teacher.model_dump_json()])
+elif arguments[0] == "teacher-cache":
+    write(f"data/teacher/{lang}/train", "manifest.json", [lang, params.teacher_cache.model_dump_json()])
+elif arguments[0] == "train-student":
+    inputs = f"data/teacher/{lang}/train/manifest.json" if "kd" in flags["--method"] else "params.yaml"
+    write(f"models/{lang}/{flags['--method']}", "training.json", [params.train.model_dump_json(), Path(inputs).read_text()])
+elif arguments[0] == "evaluate":
+    name = flags["--system"] + (f"@{flags['--corpus']}" if "--corpus" in flags else "")
+    write(f"metrics/{lang}", name + ".json", {"wer": 0.5, "system": flags["--system"]})
+    write(f"metrics/{lang}", name + ".utterances.jsonl", {})
+elif arguments[0] == "report":
+    Path("report").mkdir(exist_ok=True)
+    (Path("report") / "curves.csv").write_text("step,loss\\n1,2.0\\n2,1.5\\n")
+"""
+
+
+class Project:
+    """A copy of dvc.yaml and what it depends on, in a repository of its own."""
+
+    def __init__(self, folder: Path, params: dict):
+        self.folder = folder
+        for name in ("cache", "stages"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / "bin").mkdir()
+        command = folder / "bin/pipeline"
+        command.write_text(f"#!{sys.executable}\n{STAND_IN}")
+        command.chmod(0o755)
+        self.write_params(params)
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+    def write_params(self, params: dict) -> None:
+        self.params = params
+        YAML().dump(params, self.folder / "params.yaml")
+
+    def dvc(self, *arguments: str) -> str:
+        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(
+            ["dvc", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def repro(self) -> set[str]:
+        """The `pipeline` commands that `dvc repro` ran."""
+        calls = self.folder / "calls.txt"
+        calls.unlink(missing_ok=True)
+        self.dvc("repro", "--quiet")
+        return set(calls.read_text().splitlines()) if calls.exists() else set()
+
+
+def small_params() -> dict:
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    corpus = {"corpus": "manifest", "path": "corpus.csv"}
+    params["languages"] = {"cs": {"corpus": dict(corpus)}, "no": {"corpus": dict(corpus)}}
+    return params
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("project"), small_params())
+    assert len(project.repro()) == 2 * 9 + 1
+    return project
+
+
+def follows_the_cache(lang: str) -> set[str]:
+    return {
+        f"teacher-cache --lang {lang}",
+        f"train-student --lang {lang} --method clsr-kd",
+        f"evaluate --lang {lang} --system clsr-kd",
+    }
+
+
+def test_second_repro_does_nothing(project: Project):
+    assert project.repro() == set()
+
+
+def test_top_k_reruns_the_cache_and_what_follows(project: Project):
+    project.params["teacher_cache"]["top_k"] += 1
+    project.write_params(project.params)
+    ran = project.repro()
+    assert ran - {"report"} == follows_the_cache("cs") | follows_the_cache("no") and "report" in ran
+
+
+def test_one_language_leaves_the_others_alone(project: Project):
+    project.params["languages"]["no"]["corpus"]["test_fraction"] = 0.3
+    project.write_params(project.params)
+    ran = project.repro()
+    assert len(ran) == 9 + 1
+    assert all("--lang no" in call or call == "report" for call in ran)
+
+
+def test_training_settings_leave_cache_and_base_alone(project: Project):
+    project.params["train"]["epochs"] = 1
+    project.write_params(project.params)
+    ran = project.repro()
+    trained = {f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("clsr", "clsr-kd")}
+    assert {call for call in ran if not call.startswith(("evaluate", "report"))} == trained
+    assert not any("--system base" in call or "--system teacher" in call for call in ran)
+
+
+def test_metrics_and_plots(project: Project):
+    shown = project.dvc("metrics", "show", "--md")
+    assert "metrics/cs/clsr-kd.json" in shown.replace("\\", "/")
+    page = project.dvc("plots", "show", "--out", str(project.folder / "plots")).strip()
+    assert Path(page.removeprefix("file://")).exists()
+
+
+def test_paper_preset_covers_all_languages_and_fleurs():
+    params = YAML(typ="safe").load((ROOT / "presets/paper.yaml").read_text())
+    # stage list only: the preset is resolved by DVC itself
+    listed = stage_list(params)
+    assert {f"teacher-cache@{lang}" for lang in ("ca", "cs", "gl", "hu", "pl", "ta", "th", "uk")} <= listed
+    assert {"further-from-teacher@ca-fleurs-clsr-kd", "further-base@uk-fleurs", "train-from-teacher@th-clsr-kd"} <= listed
+
+
+def stage_list(params: dict) -> set[str]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder), params)
+        return {line.split()[0] for line in project.dvc("stage", "list").splitlines()}

@@ -1,0 +1,285 @@
+"""The losses against dense references in numpy, float64, and against torch's own; padding and accumulation change nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cache.shards import ShardReader, ShardWriter
+from conftest import make_utterance
+from stages.train_student.data import TrainingData
+from stages.train_student.loop import Run
+from stages.train_student.losses import (
+    DIVERGENCES,
+    TeacherTargets,
+    cross_entropy_sum,
+    forward_kl_sum,
+    gate_mean,
+    jensen_shannon_sum,
+    student_bins,
+    teacher_bins,
+)
+from stages.train_student.settings import TrainSettings
+from stages.train_student.trainee import Trainee
+from stages.whisper.models import load_whisper
+
+# References: probabilities in float64 over the whole vocabulary
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def dense_kl(p: np.ndarray, q: np.ndarray) -> float:
+    return float((p * (np.log(p) - np.log(q))).sum())
+
+
+def dense_js(p: np.ndarray, q: np.ndarray) -> float:
+    middle = (p + q) / 2
+    return (dense_kl(p, middle) + dense_kl(q, middle)) / 2
+
+
+DENSE = {"js": dense_js, "kl": dense_kl}
+
+
+def dense_torch(name: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """As above, in float64 torch: for its gradient."""
+    kl = lambda a, b: (a * (a.log() - b.log())).sum()  # noqa: E731
+    return kl(p, q) if name == "kl" else (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
+
+
+def cached(teacher_logits: np.ndarray, top_k: int, exact: bool = True) -> TeacherTargets:
+    """What the teacher cache keeps of these logits (N, V), from their float64 softmax; rounded to float16 unless `exact`."""
+    p = softmax(teacher_logits)
+    top_ids = np.argsort(-p, axis=-1, kind="stable")[:, :top_k]
+    top = np.log(np.take_along_axis(p, top_ids, -1))
+    rest = p.copy()
+    np.put_along_axis(rest, top_ids, 0, -1)
+    stored = top.astype(np.float32 if exact else np.float16).astype(np.float32)
+    tail = np.log(rest.sum(-1)).astype(np.float32)
+    return TeacherTargets(torch.from_numpy(top_ids), torch.from_numpy(stored), torch.from_numpy(tail))
+
+
+def sparse(name: str, teacher: TeacherTargets, student_logits: torch.Tensor) -> torch.Tensor:
+    bins = student_bins(student_logits.log_softmax(-1), teacher.top_ids)
+    return DIVERGENCES[name](teacher_bins(teacher), bins)
+
+
+def random_logits(seed: int, positions: int = 5, vocabulary: int = 12, scale: float = 2.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, (positions, vocabulary)).astype(np.float32)
+
+
+# Cross-entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_cross_entropy_is_that_of_torch(smoothing):
+    logits = torch.from_numpy(random_logits(0, 7, 31, 4.0)).requires_grad_()
+    targets = torch.tensor([0, 30, 5, 5, 2, 9, 17])
+    expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    (wanted,) = torch.autograd.grad(expected, logits)
+    found = cross_entropy_sum(logits.log_softmax(-1), targets, smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted)
+
+
+# Divergences
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 8.0])
+def test_with_all_tokens_but_one_it_is_the_dense_divergence(name, scale):
+    """K = V - 1: the rest is one token, so that nothing is merged."""
+    teacher, student = random_logits(1, scale=scale), random_logits(2, scale=scale)
+    logits = torch.from_numpy(student).requires_grad_()
+    found = sparse(name, cached(teacher, 11), logits)
+    assert found.item() == pytest.approx(DENSE[name](softmax(teacher), softmax(student)), rel=1e-5, abs=1e-5)
+    exact = torch.from_numpy(student).double().requires_grad_()
+    expected = dense_torch(name, torch.from_numpy(softmax(teacher)), exact.softmax(-1))
+    (wanted,) = torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_merged_bins_by_hand(name):
+    """Four tokens, top 2: the third bin is the sum of the other two tokens, for teacher and student."""
+    p, q = np.array([[0.5, 0.3, 0.15, 0.05]]), np.array([[0.1, 0.2, 0.3, 0.4]])
+    merged_p, merged_q = np.array([[0.5, 0.3, 0.2]]), np.array([[0.1, 0.2, 0.7]])
+    found = sparse(name, cached(np.log(p), 2), torch.from_numpy(np.log(q)).float())
+    assert found.item() == pytest.approx(DENSE[name](merged_p, merged_q), abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 11), st.floats(0.05, 8), st.floats(0.05, 8))
+def test_merging_tokens_never_adds_divergence(seed, top_k, teacher_scale, student_scale):
+    teacher, student = random_logits(seed, scale=teacher_scale), random_logits(seed + 1, scale=student_scale)
+    for name, dense in DENSE.items():
+        found = sparse(name, cached(teacher, top_k), torch.from_numpy(student)).item()
+        assert -1e-4 <= found <= dense(softmax(teacher), softmax(student)) * (1 + 1e-4) + 1e-4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 30))
+def test_jensen_shannon_is_symmetric_bounded_and_zero_where_equal(seed, scale):
+    logits = torch.from_numpy(random_logits(seed, 4, 9, scale)), torch.from_numpy(random_logits(seed + 1, 4, 9, scale))
+    p, q = (tensor.log_softmax(-1) for tensor in logits)
+    there, back = jensen_shannon_sum(p, q).item(), jensen_shannon_sum(q, p).item()
+    assert there == pytest.approx(back, abs=1e-5)
+    assert 0 <= there + 1e-5 <= 4 * np.log(2) + 2e-5
+    assert jensen_shannon_sum(p, p).item() == pytest.approx(0, abs=1e-6)
+    assert forward_kl_sum(p, p).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_jensen_shannon_of_disjoint_distributions_is_ln_2():
+    far = torch.tensor([[0.0, -80.0]])
+    assert jensen_shannon_sum(far.log_softmax(-1), far.flip(-1).log_softmax(-1)).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("tail_log_prob", [-100.0, -30.0, -1e-7, -1e-3])
+@pytest.mark.parametrize("student_scale", [0.0, 60.0])
+def test_a_tail_of_almost_nothing_or_almost_everything(name, tail_log_prob, student_scale):
+    """Finite loss and gradient, whatever the student thinks."""
+    rest = np.log(-np.expm1(tail_log_prob)) - np.log(2) if tail_log_prob > -1 else -np.log(2)
+    teacher = TeacherTargets(
+        torch.tensor([[3, 1]]), torch.full((1, 2), float(rest)), torch.tensor([tail_log_prob], dtype=torch.float32)
+    )
+    logits = (student_scale * torch.tensor([[1.0, -1.0, 0.5, 0.0, 2.0]])).requires_grad_()
+    loss = sparse(name, teacher, logits)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss.item() >= -1e-6
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_student_that_equals_its_teacher_has_no_loss_in_spite_of_float16():
+    logits = random_logits(5, 6, 40, 3.0)
+    for name in DENSE:
+        assert sparse(name, cached(logits, 8, exact=False), torch.from_numpy(logits)).item() == pytest.approx(0, abs=1e-4)
+
+
+# Gates
+
+
+def test_gate_mean_counts_real_positions_once_for_each_layer():
+    random = np.random.default_rng(0)
+    lengths = {"encoder": [3, 6], "decoder": [4, 2]}
+    widths = {"encoder": 6, "decoder": 4}
+    names = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0"]
+    gates = {name: random.random((2, widths[name[:7]])).astype(np.float32) for name in names}
+    values = [
+        gates[name][clip, position]
+        for name in names
+        for clip in range(2)
+        for position in range(lengths[name[:7]][clip])
+    ]
+    masks = {
+        side: torch.arange(width) < torch.tensor(lengths[side])[:, None] for side, width in widths.items()
+    }
+    found = gate_mean({name: [torch.from_numpy(gate)] for name, gate in gates.items()}, masks["encoder"], masks["decoder"])
+    assert found.item() == pytest.approx(np.mean(values), rel=1e-6)
+
+
+# Batches of the tiny Whisper
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> ShardReader:
+    """One short clip and three longer ones, with transcripts of different lengths."""
+    records = [make_utterance(6, 0.4), make_utterance(0, 0.9), make_utterance(3, 0.7), make_utterance(1, 0.8)]
+    writer = ShardWriter(tmp_path / "train", "utterances", {"language": "cs", "split": "train"})
+    writer.write(0, records, seconds=2.8)
+    writer.finish(corpus="made", language="cs", split="train", seconds=2.8, left_out={})
+    return ShardReader(tmp_path / "train", "utterances")
+
+
+QUIET = dict(gate_noise=0, skip_gate=0, expert_dropout=0, gate_weight=0)
+
+
+def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> Run:
+    """A run whose gates are not at zero and whose layers drop nothing."""
+    chosen = TrainSettings(**{**QUIET, "max_steps": 1, "dtype": "fp32", **changes})
+    torch.manual_seed(3)
+    base = load_whisper(str(tiny), 1)
+    trainee = Trainee(base, method, "cs", chosen)
+    for name, parameter in trainee.parameters.items():
+        if "gate.outer" in name:
+            torch.nn.init.normal_(parameter, std=1.0)
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    data = TrainingData(corpus, None, base, "cs", 1.0)
+    return Run(trainee, data, chosen, 1e-3, torch.float32, corpus.folder, dict, print)
+
+
+def per_position(run: Run, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (N, D) and losses (N,) of a batch's real target positions."""
+    run.trainee.model.train()
+    with torch.no_grad(), run.trainee.route() as routing:
+        hidden = run.trainee.hidden(batch.features, batch.decoder_input_ids)[batch.positions]
+        assert routing.gates or run.trainee.student is None
+    log_probs = F.linear(hidden, run.trainee.whisper.model.proj_out.weight).log_softmax(-1)
+    losses = [cross_entropy_sum(row[None], target[None], 0.1) for row, target in zip(log_probs, batch.targets, strict=True)]
+    return hidden, torch.stack(losses)
+
+
+@pytest.mark.parametrize("method", ["clsr", "full"])
+def test_a_clip_does_not_see_its_neighbours_or_its_padding(method, corpus, tiny_whisper):
+    run = run_of(corpus, tiny_whisper, method)
+    rows = run.data._load(0)
+    alone, together = run.data._collate(rows[:1]), run.data._collate(rows)
+    assert alone.decoder_input_ids.shape[1] < together.decoder_input_ids.shape[1]
+    own = together.positions[0] == 0
+    assert torch.equal(together.targets[own], alone.targets)
+    assert alone.targets.tolist() == [*run.data.student.tokenizer.encode(" Ano.", add_special_tokens=False), 256]
+    for found, expected in zip(per_position(run, together), per_position(run, alone), strict=True):
+        torch.testing.assert_close(found[own], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_masks_hold_what_is_real(corpus, tiny_whisper):
+    batch = (run := run_of(corpus, tiny_whisper, "clsr")).data._collate(run.data._load(0))
+    assert batch.encoder_mask.sum(1).tolist() == [20, 45, 35, 40]  # 50 positions a second
+    targets = [len(f" {row['text']}".encode()) + 1 for row in corpus.read(0)]
+    assert batch.decoder_mask.sum(1).tolist() == [4 + count - 1 for count in targets]
+    assert len(batch.targets) == sum(targets)
+    # what position t reads is what position t-1 had to say
+    inputs = batch.decoder_input_ids[1, : 4 + targets[1] - 1].tolist()
+    assert inputs[4:] == batch.targets[batch.positions[0] == 1].tolist()[:-1]
+
+
+def gradients(run: Run, batches) -> dict[str, torch.Tensor]:
+    run.trainee.model.train()
+    positions = sum(len(batch.targets) for batch in batches)
+    for parameter in run.trainee.parameters.values():
+        parameter.grad = None
+    for batch in batches:
+        run._loss(batch, positions, 0.0)[0].backward()
+    return {name: parameter.grad.clone() for name, parameter in run.trainee.parameters.items()}
+
+
+@pytest.mark.parametrize("method", ["clsr", "full"])
+def test_two_batches_of_two_have_the_gradient_of_one_of_four(method, corpus, tiny_whisper):
+    """Though their clips differ in length: losses are summed and divided once by all target positions of the step."""
+    run = run_of(corpus, tiny_whisper, method)
+    rows = run.data._load(0)
+    together = gradients(run, [run.data._collate(rows)])
+    accumulated = gradients(run, [run.data._collate(rows[:2]), run.data._collate(rows[2:])])
+    assert any(gradient.abs().max() > 1e-3 for gradient in together.values())
+    for name, gradient in together.items():
+        torch.testing.assert_close(accumulated[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_the_step_divides_by_positions_and_adds_the_three_losses(corpus, tiny_whisper):
+    """L = L_CE + w_gate |mean(g) - b|, each against its own formula."""
+    run = run_of(corpus, tiny_whisper, "clsr", gate_weight=0.7, gate_budget=0.2, label_smoothing=0.1)
+    batch = run.data._collate(run.data._load(0))
+    loss, parts = run._loss(batch, len(batch.targets), 0.0)
+    _, losses = per_position(run, batch)
+    assert parts["ce"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert parts["gate"] == pytest.approx(abs(parts["gate_mean"] - 0.2), rel=1e-5)
+    assert loss.item() == pytest.approx(parts["ce"] + 0.7 * parts["gate"], rel=1e-6)
