@@ -19,7 +19,16 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from cache.shards import ShardWriter
 from stages.audio import SAMPLE_RATE, audio_sha256, encode_flac
 
-TEXTS = ["Co je to za divnou loď?", "Dej pokoj!", "To je vrak.", "Vidíš to oko?", "Sedadla.", "Kde jsme?", "Ano.", "Tady ne."]
+TEXTS = [
+    "Co je to za divnou loď?",
+    "Dej pokoj!",
+    "To je vrak.",
+    "Vidíš to oko?",
+    "Sedadla.",
+    "Kde jsme?",
+    "Ano.",
+    "Tady ne.",
+]
 
 
 def make_tiny_whisper(folder: Path, seed: int = 0, width: int = 32) -> Path:

@@ -72,7 +72,9 @@ def test_stages_do_not_import_each_other(path: Path):
 
 
 def test_every_folder_of_stages_is_a_stage_or_shared():
-    found = {path.stem for path in (ROOT / "stages").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    found = {
+        path.stem for path in (ROOT / "stages").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert found - {"__init__"} == STAGES | SHARED
 
 

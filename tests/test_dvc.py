@@ -40,8 +40,9 @@ elif arguments[0] == "evaluate":
     write(f"metrics/{lang}", name + ".json", {"wer": 0.5, "system": flags["--system"]})
     write(f"metrics/{lang}", name + ".utterances.jsonl", {})
 elif arguments[0] == "report":
-    Path("report").mkdir(exist_ok=True)
-    (Path("report") / "curves.csv").write_text("step,loss\\n1,2.0\\n2,1.5\\n")
+    Path("report/curves").mkdir(parents=True, exist_ok=True)
+    for method in ("clsr", "clsr-kd"):
+        Path(f"report/curves/cs-{method}.csv").write_text("step,loss,validation_wer\\n1,2.0,\\n2,1.5,0.7\\n")
 """
 
 
@@ -128,7 +129,9 @@ def test_training_settings_leave_cache_and_base_alone(project: Project):
     project.params["train"]["epochs"] = 1
     project.write_params(project.params)
     ran = project.repro()
-    trained = {f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("clsr", "clsr-kd")}
+    trained = {
+        f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("clsr", "clsr-kd")
+    }
     assert {call for call in ran if not call.startswith(("evaluate", "report"))} == trained
     assert not any("--system base" in call or "--system teacher" in call for call in ran)
 
@@ -137,7 +140,8 @@ def test_metrics_and_plots(project: Project):
     shown = project.dvc("metrics", "show", "--md")
     assert "metrics/cs/clsr-kd.json" in shown.replace("\\", "/")
     page = project.dvc("plots", "show", "--out", str(project.folder / "plots")).strip()
-    assert Path(page.removeprefix("file://")).exists()
+    html = Path(page.removeprefix("file://")).read_text()
+    assert "report_curves_cs-clsr_csv" in html and "report_curves_cs-clsr-kd_csv" in html
 
 
 def test_paper_preset_covers_all_languages_and_fleurs():
@@ -145,7 +149,11 @@ def test_paper_preset_covers_all_languages_and_fleurs():
     # stage list only: the preset is resolved by DVC itself
     listed = stage_list(params)
     assert {f"teacher-cache@{lang}" for lang in ("ca", "cs", "gl", "hu", "pl", "ta", "th", "uk")} <= listed
-    assert {"further-from-teacher@ca-fleurs-clsr-kd", "further-base@uk-fleurs", "train-from-teacher@th-clsr-kd"} <= listed
+    assert {
+        "further-from-teacher@ca-fleurs-clsr-kd",
+        "further-base@uk-fleurs",
+        "train-from-teacher@th-clsr-kd",
+    } <= listed
 
 
 def stage_list(params: dict) -> set[str]:

@@ -63,7 +63,10 @@ def test_from_recordings_to_report(monkeypatch, tmp_path, capsys, tiny_whisper):
     for system in systems:
         metrics = json.loads((tmp_path / f"metrics/cs/{system}.json").read_text())
         assert metrics["utterances"] + len(metrics["unscored"]) == utterances
-    assert {"encoder.layers.0", "decoder.layers.1"} <= metrics["gates"].keys() or metrics["system"] in ("base", "teacher")
+    assert {"encoder.layers.0", "decoder.layers.1"} <= metrics["gates"].keys() or metrics["system"] in (
+        "base",
+        "teacher",
+    )
     assert run(monkeypatch, "transcribe", str(tmp_path / "3.wav"), "--model", "models/cs/clsr-kd") == 0
     assert capsys.readouterr().out.strip()
     # a second call finds everything done

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_utterance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cache.shards import ShardReader, ShardWriter
-from conftest import make_utterance
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.losses import (
@@ -160,7 +160,9 @@ def test_a_tail_of_almost_nothing_or_almost_everything(name, tail_log_prob, stud
 def test_a_student_that_equals_its_teacher_has_no_loss_in_spite_of_float16():
     logits = random_logits(5, 6, 40, 3.0)
     for name in DENSE:
-        assert sparse(name, cached(logits, 8, exact=False), torch.from_numpy(logits)).item() == pytest.approx(0, abs=1e-4)
+        assert sparse(name, cached(logits, 8, exact=False), torch.from_numpy(logits)).item() == pytest.approx(
+            0, abs=1e-4
+        )
 
 
 # Gates
@@ -178,10 +180,10 @@ def test_gate_mean_counts_real_positions_once_for_each_layer():
         for clip in range(2)
         for position in range(lengths[name[:7]][clip])
     ]
-    masks = {
-        side: torch.arange(width) < torch.tensor(lengths[side])[:, None] for side, width in widths.items()
-    }
-    found = gate_mean({name: [torch.from_numpy(gate)] for name, gate in gates.items()}, masks["encoder"], masks["decoder"])
+    masks = {side: torch.arange(width) < torch.tensor(lengths[side])[:, None] for side, width in widths.items()}
+    found = gate_mean(
+        {name: [torch.from_numpy(gate)] for name, gate in gates.items()}, masks["encoder"], masks["decoder"]
+    )
     assert found.item() == pytest.approx(np.mean(values), rel=1e-6)
 
 
@@ -224,7 +226,9 @@ def per_position(run: Run, batch) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = run.trainee.hidden(batch.features, batch.decoder_input_ids)[batch.positions]
         assert routing.gates or run.trainee.student is None
     log_probs = F.linear(hidden, run.trainee.whisper.model.proj_out.weight).log_softmax(-1)
-    losses = [cross_entropy_sum(row[None], target[None], 0.1) for row, target in zip(log_probs, batch.targets, strict=True)]
+    losses = [
+        cross_entropy_sum(row[None], target[None], 0.1) for row, target in zip(log_probs, batch.targets, strict=True)
+    ]
     return hidden, torch.stack(losses)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_tiny_whisper
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
-from conftest import make_tiny_whisper
 from stages.student.clsr import FeedForward, Gate, RoutedFeedForward, Routing
 from stages.student.experts import CONFIG, WEIGHTS, load_experts, save_experts
 from stages.student.loading import load_model
@@ -120,7 +120,9 @@ def test_an_expert_is_a_copy_not_the_shared_block_itself(whisper):
     for parameter in student.add_expert("cs"):
         parameter.data.zero_()
     assert torch.equal(logits(whisper.model), expected)
-    after = [tensor for name, tensor in whisper.model.named_parameters() if "experts" not in name and "gates" not in name]
+    after = [
+        tensor for name, tensor in whisper.model.named_parameters() if "experts" not in name and "gates" not in name
+    ]
     assert all(torch.equal(old, new) for old, new in zip(before.values(), after, strict=True))
 
 
@@ -190,8 +192,9 @@ def test_skip_gate_gives_the_shared_block_at_its_rate():
     routed, x = layer(skip_gate=0.25).train(), torch.randn(1, 2, 8)
     routed.routing = Routing("cs")
     shared = block(routed.shared, x)
-    skipped = sum(torch.allclose(routed(x), shared, atol=1e-6) for _ in range(400))
-    assert 65 < skipped < 138  # 100 expected, four standard deviations
+    with torch.no_grad():
+        skipped = sum(torch.allclose(routed(x), shared, atol=1e-6) for _ in range(200))
+    assert 25 < skipped < 75  # 50 expected, four standard deviations
     routed.eval()
     with torch.no_grad():
         routed.gates["cs"].outer.weight.fill_(0)
@@ -199,13 +202,13 @@ def test_skip_gate_gives_the_shared_block_at_its_rate():
 
 
 def test_expert_dropout_is_on_the_experts_output_and_scaled():
-    routed, x = layer().train(), torch.randn(1, 4, 8)
+    routed, x = layer().train(), torch.randn(1, 4, 8).expand(300, 4, 8)
     routed.expert_dropout.p = 0.3
     routed.routing = Routing("cs")
     routed.gates["cs"].outer.weight.data.zero_()
     routed.gates["cs"].inner.bias.data.zero_()
     halves = 0.5 * block(routed.shared, x)
-    kept = torch.stack([(routed(x) - halves) for _ in range(300)])
+    kept = routed(x) - halves
     expert = 0.5 * block(routed.experts["cs"], x)
     is_zero, is_scaled = kept.abs() < 1e-6, (kept - expert / 0.7).abs() < 1e-4
     assert (is_zero | is_scaled).all()
@@ -241,7 +244,9 @@ def test_each_token_goes_through_one_block_only(whisper, bias):
     for name in LAYERS:
         assert sum(rows[name]) == 2 * (50 if name.startswith("encoder") else 7)
     shares = torch.cat([gate.flatten() for calls in routing.gates.values() for gate in calls]).float()
-    assert shares.mean().item() == (pytest.approx(float(bias > 0)) if bias is not None else pytest.approx(0.5, abs=0.45))
+    assert shares.mean().item() == (
+        pytest.approx(float(bias > 0)) if bias is not None else pytest.approx(0.5, abs=0.45)
+    )
 
 
 def test_gates_are_recorded_by_layer(whisper):
@@ -268,7 +273,9 @@ def test_only_experts_and_gates_take_gradients(whisper):
         assert parameter.grad is not None
         # w2 = 0 lets nothing through to W1 at the first step
         assert parameter.grad.any() or "gate.inner" in name, name
-    assert all(p.grad is None for n, p in whisper.model.named_parameters() if ".experts." not in n and ".gates." not in n)
+    assert all(
+        p.grad is None for n, p in whisper.model.named_parameters() if ".experts." not in n and ".gates." not in n
+    )
 
 
 def test_whisper_base_gains_25_6_million_parameters():
@@ -279,7 +286,11 @@ def test_whisper_base_gains_25_6_million_parameters():
             WhisperConfig(**sizes, encoder_attention_heads=8, decoder_attention_heads=8)
         )
         parameters = Student(model).add_expert("cs")
-    assert sum(parameter.numel() for parameter in parameters) == 12 * (2 * 512 * 2048 + 2560 + 64 * 512 + 128) == 25_591_296
+    assert (
+        sum(parameter.numel() for parameter in parameters)
+        == 12 * (2 * 512 * 2048 + 2560 + 64 * 512 + 128)
+        == 25_591_296
+    )
 
 
 def test_activation_dropout_is_refused(whisper):
@@ -326,7 +337,12 @@ def test_experts_of_another_base_are_refused(whisper, tmp_path):
     (tmp_path / "experts" / CONFIG).write_text(json.dumps({**config, "base": str(other)}))
     with pytest.raises(PipelineError) as caught:
         load_model(str(tmp_path / "experts"))
-    for part in (str(tmp_path / "experts"), str(other), whisper.fingerprint[:12], load_whisper(str(other)).fingerprint[:12]):
+    for part in (
+        str(tmp_path / "experts"),
+        str(other),
+        whisper.fingerprint[:12],
+        load_whisper(str(other)).fingerprint[:12],
+    ):
         assert part in str(caught.value)
 
 

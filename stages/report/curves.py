@@ -1,4 +1,4 @@
-"""Learning curves: `models/<lang>/<method>/curve.jsonl` in, one long CSV for `dvc plots` out."""
+"""Learning curves: `models/<lang>/<method>/curve.jsonl` in, a CSV for `dvc plots` out."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from cache.files import read_jsonl
 from stages.report.results import NAMES, validated
 
-COLUMNS = ("language", "method", "step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
+COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
 
 class Point(BaseModel):
@@ -37,12 +37,16 @@ def read_curves(models: Path) -> Curves:
     }
 
 
-def curves_csv(curves: Curves) -> str:
+def curve_csv(points: list[Point]) -> str:
+    """One row per step, empty where nothing was measured: `dvc plots` draws one line per file."""
+    steps: dict[int, dict[str, float | None]] = {}
+    for point in points:
+        row = steps.setdefault(point.step, dict.fromkeys(COLUMNS))
+        row.update({name: value for name, value in point.model_dump().items() if value is not None})
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for (language, method), points in curves.items():
-        writer.writerows([language, method, *(getattr(point, name) for name in COLUMNS[2:])] for point in points)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(steps[step] for step in sorted(steps))
     return text.getvalue()
 
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache.files import write_json, write_text
 from stages.report.comparison import as_numbers, compare
-from stages.report.curves import curves_csv, read_curves
+from stages.report.curves import curve_csv, read_curves
 from stages.report.page import Page, make_page
 from stages.report.results import read_results
 from stages.report.summary import format_summary
@@ -19,13 +19,14 @@ __all__ = ["format_summary", "write_report"]
 def write_report(
     metrics: Path, models: Path, out: Path, title: str = "Speech recognition report", resamples: int = 10_000
 ) -> Path:
-    """Returns the page, `out`/index.html; beside it report.md, figures/*.svg, curves.csv and comparison.json."""
+    """Returns the page, `out`/index.html; beside it report.md, figures/*.svg, curves/*.csv and comparison.json."""
     comparisons = compare(read_results(metrics), resamples)
     curves = read_curves(models)
     page = make_page(title, comparisons, curves, models, resamples)
     for figure in page.figures:
         write_text(out / "figures" / f"{figure.name}.svg", figure.file)
-    write_text(out / "curves.csv", curves_csv(curves))
+    for (language, method), points in curves.items():
+        write_text(out / "curves" / f"{language}-{method}.csv", curve_csv(points))
     write_json(out / "comparison.json", as_numbers(comparisons, title, resamples))
     write_text(out / "report.md", _rendered("report.md.jinja", page))
     write_text(out / "index.html", _rendered("report.html.jinja", page))

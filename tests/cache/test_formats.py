@@ -81,7 +81,8 @@ def same(found: list[dict], expected: list[dict]) -> bool:
         return type(a) is type(b) and a == b
 
     return len(found) == len(expected) and all(
-        a.keys() == b.keys() and all(equal(a[name], b[name]) for name in b) for a, b in zip(found, expected, strict=True)
+        a.keys() == b.keys() and all(equal(a[name], b[name]) for name in b)
+        for a, b in zip(found, expected, strict=True)
     )
 
 
@@ -122,9 +123,15 @@ def test_some_of_the_fields(codec, tmp_path):
 def test_tar_bytes_are_pinned(tmp_path):
     """They depend on the records alone: not on the clock, the user, the folder or a library's version."""
     path = written(webdataset, tmp_path, TEACHER)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == "9532d2d5947ef4774d57d4d600b46fbf387367474f9de0506aa7f4115ae57dba"
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "9532d2d5947ef4774d57d4d600b46fbf387367474f9de0506aa7f4115ae57dba"
+    )
     path = written(webdataset, tmp_path, [UTTERANCE], "utterances")
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == "3f3f976cb32e3ddc770df488f35e2f2713d63d4582ba62cf34f794860067fdfe"
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "3f3f976cb32e3ddc770df488f35e2f2713d63d4582ba62cf34f794860067fdfe"
+    )
 
 
 def test_parquet_schema_is_pinned():

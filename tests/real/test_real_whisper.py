@@ -93,5 +93,6 @@ def test_a_language_without_expert_is_the_base_model_bit_for_bit(czech):
     inputs = torch.tensor([prompt_ids(base.tokenizer, "nl")])
     with torch.inference_mode(), student.route("nl"):
         assert torch.equal(
-            base.model(features, decoder_input_ids=inputs).logits, changed.model(features, decoder_input_ids=inputs).logits
+            base.model(features, decoder_input_ids=inputs).logits,
+            changed.model(features, decoder_input_ids=inputs).logits,
         )

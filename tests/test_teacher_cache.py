@@ -1,0 +1,295 @@
+"""The cached distributions against a plain forward pass, one clip at a time, and against the utterances they belong to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_utterance, make_utterance_shards
+
+from cache.errors import PipelineError
+from cache.shards import ShardReader, ShardWriter
+from stages.audio import decode_flac
+from stages.teacher_cache.run import cache_teacher
+from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.whisper.features import LogMel
+from stages.whisper.models import Whisper, load_whisper
+
+TOP_K = 8
+CPU = torch.device("cpu")
+END = 256
+ROOT = Path(__file__).parents[1]
+
+
+def settings(**changes) -> TeacherCacheSettings:
+    return TeacherCacheSettings(**{"top_k": TOP_K, "batch_size": 3, "dtype": "fp32", **changes})
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_whisper: Path) -> Whisper:
+    """Peaked and listening, as a trained model is: random weights alone are flat, and hardly depend on the audio."""
+    whisper = load_whisper(str(tiny_whisper), 1)
+    with torch.no_grad():
+        whisper.model.model.decoder.layer_norm.weight.mul_(12)
+        for layer in whisper.model.model.decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(20)
+    return whisper
+
+
+def cache(teacher: Whisper, source: Path, out: Path, **options) -> dict:
+    changed = {name: options.pop(name) for name in list(options) if name in TeacherCacheSettings.model_fields}
+    return cache_teacher(teacher, source, out, "cs", settings(**changed), CPU, **options)
+
+
+def rows_of(folder: Path, kind: str = "teacher") -> list[list[dict]]:
+    reader = ShardReader(folder, kind)
+    return [reader.read(index) for index in range(len(reader.shards))]
+
+
+@torch.no_grad()
+def reference(whisper: Whisper, utterance: dict) -> tuple[list[int], np.ndarray]:
+    """Targets (T,) and the full log-softmax (T, V) at their positions: one clip, no padding, no batch, float64 softmax."""
+    prompt = whisper.tokenizer.convert_tokens_to_ids(
+        ["<|startoftranscript|>", "<|cs|>", "<|transcribe|>", "<|notimestamps|>"]
+    )
+    targets = [*whisper.tokenizer.encode(f" {utterance['text']}", add_special_tokens=False), END]
+    features = LogMel(80, whisper.audio_window_s)([decode_flac(utterance["audio"])])
+    decoder_input_ids = torch.tensor([[*prompt, *targets]])
+    logits = whisper.model(features, decoder_input_ids=decoder_input_ids, use_cache=False).logits[0].double()
+    # the position that reads targets[t - 1] predicts targets[t]; the one that reads the prompt's last token targets[0]
+    first = len(prompt) - 1
+    return targets, logits[first : first + len(targets)].log_softmax(-1).numpy()
+
+
+def assert_is_reference(row: dict, utterance: dict, whisper: Whisper) -> None:
+    targets, log_probs = reference(whisper, utterance)
+    positions = len(targets)
+    assert row["targets"].tolist() == targets
+    ids, stored = row["top_ids"].reshape(positions, TOP_K), row["top_log_probs"].reshape(positions, TOP_K)
+    for position in range(positions):
+        dense, chosen = log_probs[position], ids[position].astype(int)
+        assert len(set(chosen.tolist())) == TOP_K
+        # the most likely ones in order, but for ties within the rounding of float32
+        np.testing.assert_allclose(dense[chosen], np.sort(dense)[::-1][:TOP_K], atol=1e-4)
+        np.testing.assert_allclose(stored[position], dense[chosen], rtol=2**-10, atol=1e-4)
+        tail = np.log(1 - np.exp(dense[chosen]).sum())
+        assert row["tail_log_probs"][position] == pytest.approx(tail, abs=1e-4)
+        total = np.exp(dense[chosen]).sum() + np.exp(row["tail_log_probs"][position])
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_it_is_the_forward_pass(format, teacher, utterances, tmp_path):
+    out = tmp_path / "teacher"
+    manifest = cache(teacher, utterances / "train", out, format=format)
+    sources, cached = rows_of(utterances / "train", "utterances"), rows_of(out)
+    assert [[row["id"] for row in shard] for shard in cached] == [[row["id"] for row in shard] for shard in sources]
+    assert [len(shard) for shard in cached] == [5, 4]
+    for shard, source in zip(cached, sources, strict=True):
+        for row, utterance in zip(shard, source, strict=True):
+            assert_is_reference(row, utterance, teacher)
+    assert manifest["tokens"] == sum(len(row["targets"]) for shard in cached for row in shard)
+    assert manifest["left_out"] == {}
+
+
+def test_the_reference_can_tell(teacher, utterances):
+    """Distributions differ from position to position and from clip to clip by far more than the tolerances above."""
+    first, second = (
+        reference(teacher, utterance)[1] for utterance in rows_of(utterances / "train", "utterances")[0][:2]
+    )
+    assert np.abs(first[0] - first[1]).max() > 0.5
+    assert np.abs(first[0] - second[0]).max() > 0.05
+    assert 0.05 < np.exp(np.sort(first)[:, -TOP_K:]).sum(-1).mean() < 0.98
+
+
+def test_both_formats_hold_the_same_records(teacher, utterances, tmp_path):
+    for format in ("parquet", "webdataset"):
+        cache(teacher, utterances / "train", tmp_path / format, format=format)
+    for one, other in zip(*(sum(rows_of(tmp_path / format), []) for format in ("parquet", "webdataset")), strict=True):
+        assert one["id"] == other["id"]
+        assert all(np.array_equal(one[name], other[name]) for name in one.keys() - {"id"})
+
+
+def test_the_batch_a_clip_is_in_does_not_matter(teacher, utterances, tmp_path):
+    for size in (1, 9):
+        cache(teacher, utterances / "train", tmp_path / str(size), batch_size=size)
+    for one, other in zip(*(sum(rows_of(tmp_path / size), []) for size in ("1", "9")), strict=True):
+        np.testing.assert_allclose(one["tail_log_probs"], other["tail_log_probs"], atol=1e-4)
+        np.testing.assert_allclose(one["top_log_probs"], other["top_log_probs"], atol=2e-3)
+
+
+def test_the_manifest_says_what_was_cached(teacher, utterances, tmp_path):
+    found = cache(teacher, utterances / "train", tmp_path / "teacher")["settings"]
+    tokens = teacher.tokenizer.convert_tokens_to_ids
+    expected = {
+        "language": "cs",
+        "split": "train",
+        "teacher": teacher.source,
+        "teacher_weights": teacher.fingerprint,
+        "vocab_size": len(teacher.tokenizer),
+        "prompt": [tokens(f"<|{name}|>") for name in ("startoftranscript", "cs", "transcribe", "notimestamps")],
+        "audio_window_s": 1,
+        "top_k": TOP_K,
+        "temperature": 1.0,
+        "dtype": "float32",
+        "utterances": ShardReader(utterances / "train", "utterances").fingerprint(),
+    }
+    assert expected.items() <= found.items()
+
+
+# What cannot be scored
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Beside two good clips one that is longer than the window, and two around the most tokens a decoder can read."""
+    most = 448 - 4 + 1 - 2  # prompt and targets without the last one fill 448; space and end of text are targets too
+    records = [
+        make_utterance(0),
+        {**make_utterance(1, 1.0), "id": "fits.exactly"},
+        {**make_utterance(2, 1.01), "id": "long"},
+        {**make_utterance(3), "id": "at-most", "text": "a" * most},
+        {**make_utterance(4), "id": "wordy", "text": "a" * (most + 1)},
+    ]
+    writer = ShardWriter(tmp_path / "odd", "utterances", {"language": "cs", "split": "train"})
+    writer.write(0, records, seconds=4.0)
+    writer.write(1, [{**make_utterance(5, 2.0), "id": "alone"}], seconds=2.0)
+    writer.finish(corpus="made", language="cs", split="train", seconds=6.0, left_out={})
+    return tmp_path / "odd"
+
+
+def test_what_is_left_out_is_counted_listed_and_an_empty_row(odd, teacher, tmp_path):
+    manifest = cache(teacher, odd, tmp_path / "teacher")
+    assert manifest["left_out"] == {"too_long": 2, "too_many_tokens": 1}
+    listed = [json.loads(line) for line in (tmp_path / "teacher/left_out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["reason"]) for row in listed] == [
+        ("long", "too_long"),
+        ("wordy", "too_many_tokens"),
+        ("alone", "too_long"),
+    ]
+    assert "1.01 s" in listed[0]["detail"]
+    cached, sources = sum(rows_of(tmp_path / "teacher"), []), sum(rows_of(odd, "utterances"), [])
+    assert [row["id"] for row in cached] == [row["id"] for row in sources]
+    for row, utterance in zip(cached, sources, strict=True):
+        if row["id"] in ("long", "wordy", "alone"):
+            assert all(not len(row[name]) for name in row.keys() - {"id"})
+        elif row["id"] != "at-most":
+            assert_is_reference(row, utterance, teacher)
+    assert len(cached[3]["targets"]) == 445
+
+
+# Interrupted
+
+
+class Stop(Exception):
+    """Stands for anything that ends a run."""
+
+
+def stop_after(shards: int):
+    calls: list[int] = []
+
+    def progress(done: int, total: int, seconds: float) -> None:
+        calls.append(done)
+        if len(calls) == shards:
+            raise Stop
+
+    return progress
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_interrupted_it_goes_on(teacher, tmp_path):
+    source = make_utterance_shards(tmp_path / "source", [2, 1, 2, 1])
+    cache(teacher, source, tmp_path / "whole")
+    with pytest.raises(Stop):
+        cache(teacher, source, tmp_path / "resumed", progress=stop_after(2))
+    assert "progress.json" in files_of(tmp_path / "resumed")
+    first = (tmp_path / "resumed/shard-00000.parquet").stat().st_mtime_ns
+    seen: list[tuple[int, int]] = []
+    cache(teacher, source, tmp_path / "resumed", progress=lambda done, total, _: seen.append((done, total)))
+    assert (tmp_path / "resumed/shard-00000.parquet").stat().st_mtime_ns == first
+    assert seen == [(2, 6), (3, 6), (5, 6), (6, 6)]
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+    cache(teacher, source, tmp_path / "resumed", progress=stop_after(1))  # finished: nothing is done
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from stages.teacher_cache.run import cache_teacher
+from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.whisper.models import load_whisper
+torch.set_num_threads(1)
+settings = TeacherCacheSettings(top_k=8, batch_size=3, dtype="fp32")
+teacher = load_whisper(sys.argv[1], 1)
+cache_teacher(teacher, Path(sys.argv[2]), Path(sys.argv[3]), "cs", settings, torch.device("cpu"))
+"""
+
+
+def test_killed_it_goes_on(tiny_whisper, tmp_path):
+    """SIGKILL as soon as the second shard is there; a third is being written or scored."""
+    source, out = make_utterance_shards(tmp_path / "source", [3] * 60), tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(tiny_whisper), str(source), str(out)], cwd=ROOT)
+    while not (out / "shard-00001.parquet").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    teacher = load_whisper(str(tiny_whisper), 1)
+    cache(teacher, source, out)
+    cache(teacher, source, tmp_path / "whole")
+    assert not list(out.glob(".tmp-*"))
+    killed, whole = sum(rows_of(out), []), sum(rows_of(tmp_path / "whole"), [])
+    assert [row["id"] for row in killed] == [row["id"] for row in whole]
+    for one, other in zip(killed, whole, strict=True):
+        assert np.array_equal(one["targets"], other["targets"])
+        np.testing.assert_allclose(one["tail_log_probs"], other["tail_log_probs"], atol=1e-5)
+
+
+# Refused
+
+
+def test_another_top_k_is_refused_by_name_and_restart_makes_it_again(teacher, utterances, tmp_path):
+    cache(teacher, utterances / "test", tmp_path / "teacher")
+    before = files_of(tmp_path / "teacher")
+    with pytest.raises(PipelineError, match=r"\(top_k: found 8, wanted 4\).*--restart") as caught:
+        cache(teacher, utterances / "test", tmp_path / "teacher", top_k=4)
+    assert str(tmp_path / "teacher") in str(caught.value)
+    assert files_of(tmp_path / "teacher") == before
+    cache(teacher, utterances / "test", tmp_path / "teacher", top_k=4, restart=True)
+    for row in sum(rows_of(tmp_path / "teacher"), []):
+        assert len(row["top_ids"]) == 4 * len(row["targets"])
+
+
+def test_other_utterances_or_another_teacher_are_refused_by_name(teacher, utterances, tiny_whisper, tmp_path):
+    cache(teacher, utterances / "test", tmp_path / "teacher")
+    with pytest.raises(PipelineError, match=r"\(split: found 'test', wanted 'train'; utterances: found"):
+        cache(teacher, utterances / "train", tmp_path / "teacher")
+    other = load_whisper(str(tiny_whisper), 2)
+    with pytest.raises(PipelineError, match="audio_window_s: found 1, wanted 2"):
+        cache(other, utterances / "test", tmp_path / "teacher")
+
+
+def test_top_k_must_leave_a_tail(teacher, utterances, tmp_path):
+    size = len(teacher.tokenizer)
+    with pytest.raises(PipelineError, match=f"top_k is {size}, expected less than the vocabulary's {size}"):
+        cache(teacher, utterances / "test", tmp_path / "teacher", top_k=size)
+    manifest = cache(teacher, utterances / "test", tmp_path / "teacher", top_k=size - 1)
+    assert manifest["settings"]["top_k"] == size - 1
+    for row in sum(rows_of(tmp_path / "teacher"), []):
+        assert np.isfinite(row["tail_log_probs"]).all()
+
+
+def test_a_language_without_a_token_is_refused(teacher, utterances, tmp_path):
+    with pytest.raises(PipelineError, match=r"no token <\|xx\|>"):
+        cache_teacher(teacher, utterances / "test", tmp_path / "teacher", "xx", settings(), CPU)
+    assert not (tmp_path / "teacher").exists()
