@@ -1,5 +1,6 @@
 """The losses against dense references in numpy, float64, and against torch's own; padding and accumulation change nothing."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ from stages.train_student.losses import (
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.models import load_whisper
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other longer than such small tensors take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 # References: probabilities in float64 over the whole vocabulary
 

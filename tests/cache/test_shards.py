@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -107,7 +106,7 @@ def test_killed_anywhere_and_run_again(format, tmp_path):
     assert int(done.stdout) > 10
     states = {tuple(sorted(path.name.split("-")[0] for path in folder.iterdir())) for folder in folders}
     assert len(states) > 4  # they were killed in different places, with temporary files among what they left
-    assert any(name.startswith(TEMPORARY) for folder in folders for name in os.listdir(folder))
+    assert any(path.name.startswith(TEMPORARY) for folder in folders for path in folder.iterdir())
     make(tmp_path / "whole", format)
     for folder in folders:
         make(folder, format)

@@ -1,0 +1,279 @@
+"""Every test utterance is scored once; gates are counted where there is something to hear or to read; any file transcribes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_utterance
+
+from cache.errors import PipelineError
+from cache.shards import ShardReader, ShardWriter
+from stages import scoring
+from stages.audio import decode_flac
+from stages.evaluate.gates import GateUse
+from stages.evaluate.run import evaluate
+from stages.evaluate.settings import EvaluateSettings
+from stages.student.clsr import Routing
+from stages.student.experts import save_experts
+from stages.student.loading import Loaded, load_model
+from stages.student.model import Student
+from stages.transcribe import transcribe
+from stages.whisper.decode import Transcriber
+from stages.whisper.models import Whisper, load_whisper
+
+CPU = torch.device("cpu")
+LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other longer than such small tensors take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(
+    model: Loaded, utterances: Path, out: Path, language: str = "cs", batch_size: int = 3
+) -> tuple[dict, list[dict]]:
+    settings = EvaluateSettings(batch_size=batch_size, dtype="fp32")
+    metrics = evaluate(model, utterances, language, "clsr", out, settings, CPU, "a model")
+    assert json.loads(out.read_text()) == metrics
+    rows = [json.loads(line) for line in out.with_suffix(".utterances.jsonl").read_text().split("\n") if line]
+    return metrics, rows
+
+
+def only_letters(whisper: Whisper) -> Whisper:
+    """Random weights prefer special tokens, which are no text."""
+    letters = set(whisper.tokenizer.convert_tokens_to_ids(list("abcdefghijklmnop\u0120")))  # U+0120 is a space
+    whisper.model.generation_config.suppress_tokens = [n for n in range(len(whisper.tokenizer)) if n not in letters]
+    return whisper
+
+
+def talkative(tiny: Path) -> Whisper:
+    """Says something else for each clip: random weights hardly listen."""
+    whisper = only_letters(load_whisper(str(tiny), 1))
+    with torch.no_grad():
+        for layer in whisper.model.model.decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(300)
+    return whisper
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two shards, lengths mixed, with clips of several windows and one whose transcript has no word."""
+    seconds = [0.9, 2.6, 0.4, 1.0, 0.5], [1.7, 0.6]
+    writer, number = ShardWriter(tmp_path / "test", "utterances", {"language": "cs", "split": "test"}), 0
+    for index, lengths in enumerate(seconds):
+        records = []
+        for length in lengths:
+            records.append({**make_utterance(number, length), "id": f"u.{number}\u2028"})
+            number += 1
+        writer.write(index, records, seconds=sum(lengths))
+    writer.finish(corpus="made", language="cs", split="test", seconds=7.7, left_out={})
+    return tmp_path / "test"
+
+
+def all_rows(folder: Path) -> list[dict]:
+    reader = ShardReader(folder, "utterances")
+    return [row for shard in range(len(reader.shards)) for row in reader.read(shard)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_utterance_is_scored_once_in_the_shards_order(batch_size, corpus, tiny_whisper, tmp_path):
+    model = Loaded(talkative(tiny_whisper), None)
+    metrics, rows = run(model, corpus, tmp_path / "base.json", batch_size=batch_size)
+    source = all_rows(corpus)
+    assert [row["id"] for row in rows] == [row["id"] for row in source]
+    assert [row["reference"] for row in rows] == [row["text"] for row in source]
+    assert [row["seconds"] for row in rows] == [row["seconds"] for row in source]
+    transcriber = Transcriber(model.whisper, "cs", torch.float32)
+    for row, utterance in zip(rows, source, strict=True):
+        if utterance["seconds"] <= 1:  # one clip at a time, without a batch around it
+            assert row["hypothesis"] == transcriber([decode_flac(utterance["audio"])])[0]
+        counts = scoring.score(row["reference"], row["hypothesis"], "cs")
+        assert counts.items() <= row.items()
+    assert len({row["hypothesis"] for row in rows}) > 1
+    totals = scoring.totals(rows)
+    assert totals.items() <= metrics.items()
+    assert totals["utterances"] == 7
+    assert metrics["audio_seconds"] == pytest.approx(7.7)
+    expected = {"corpus": "made", "split": "test", "normaliser": "basic", "system": "clsr", "language": "cs"}
+    assert expected.items() <= metrics.items()
+    assert metrics["gates"] == {}
+
+
+def test_a_long_clip_is_the_texts_of_its_windows_joined(tiny_whisper, tmp_path, corpus, monkeypatch):
+    """Each window's text is its length here, so that what was decoded, and in which order, can be read from the row."""
+    heard: list[int] = []
+
+    def tokens(self, clips):
+        heard.extend(len(clip) for clip in clips)
+        return [list(f" {len(clip)}".encode()) for clip in clips]
+
+    def texts(self, tokens):
+        return [bytes(row).decode().strip() for row in tokens]
+
+    monkeypatch.setattr(Transcriber, "tokens", tokens)
+    monkeypatch.setattr(Transcriber, "texts", texts)
+    _, rows = run(Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json")
+    for row, utterance in zip(rows, all_rows(corpus), strict=True):
+        windows = [int(part) for part in row["hypothesis"].split()]
+        assert sum(windows) == len(decode_flac(utterance["audio"]))
+        assert max(windows) <= 16000
+        assert len(windows) == 1 or utterance["seconds"] > 1
+    assert sum(heard) == sum(len(decode_flac(row["audio"])) for row in all_rows(corpus))
+
+
+def test_an_utterance_without_a_word_is_listed(tiny_whisper, tmp_path):
+    writer = ShardWriter(tmp_path / "test", "utterances", {"language": "cs", "split": "test"})
+    writer.write(0, [make_utterance(0), {**make_utterance(1), "text": "...!"}, make_utterance(2)], seconds=1.8)
+    writer.finish(corpus="made", language="cs", split="test", seconds=1.8, left_out={})
+    metrics, rows = run(
+        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), tmp_path / "test", tmp_path / "base.json"
+    )
+    assert [row["id"] for row in metrics["unscored"]] == ["clip-001"]
+    assert {row["id"] for row in rows} | {"clip-001"} == {"clip-000", "clip-001", "clip-002"}
+    assert metrics["words"] == sum(row["words"] for row in rows) == 9
+
+
+# Gates
+
+
+def routed(tiny: Path, bias: float) -> Loaded:
+    """An expert that all tokens go to (bias > 0), or none."""
+    whisper, random = only_letters(load_whisper(str(tiny), 1)), torch.Generator().manual_seed(5)
+    student = Student(whisper.model)
+    student.add_expert("cs")
+    with torch.no_grad():
+        for layer in student.routed.values():
+            layer.gates["cs"].inner.bias.fill_(50)
+            layer.gates["cs"].outer.weight.fill_(bias)
+            layer.experts["cs"].fc2.bias.add_(torch.randn(32, generator=random))
+    whisper.model.eval()
+    return Loaded(whisper, student)
+
+
+@pytest.mark.parametrize(("bias", "share"), [(1.0, 1.0), (-1.0, 0.0)])
+def test_gate_shares_of_planted_gates(bias, share, corpus, tiny_whisper, tmp_path):
+    metrics, rows = run(routed(tiny_whisper, bias), corpus, tmp_path / "clsr.json")
+    assert metrics["gates"] == dict.fromkeys(LAYERS, share)
+    base, base_rows = run(
+        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json"
+    )
+    same = [row["hypothesis"] for row in rows] == [row["hypothesis"] for row in base_rows]
+    assert same == (share == 0)
+
+
+def test_a_language_without_an_expert_is_evaluated_as_the_base(corpus, tiny_whisper, tmp_path):
+    metrics, rows = run(routed(tiny_whisper, 1.0), corpus, tmp_path / "clsr.json", "nl")
+    base, base_rows = run(
+        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json", "nl"
+    )
+    assert rows == base_rows
+    assert metrics["gates"] == {}
+    assert {name: value for name, value in metrics.items() if name != "seconds"} == {
+        name: value for name, value in base.items() if name != "seconds"
+    }
+
+
+def test_padding_does_not_count():
+    """By hand: two clips of 0.02 s and 0.06 s, one token and three; what lies beyond says the opposite."""
+    routing = Routing("cs")
+    routing.record("encoder.layers.0", torch.tensor([[True, False, False, False], [True, True, False, True]]))
+    prompt = torch.ones(2, 4, dtype=torch.bool)
+    routing.record("decoder.layers.0", prompt)
+    for step in ([False, True], [False, False]):  # the first clip ended with its first token
+        routing.record("decoder.layers.0", torch.tensor(step)[:, None])
+    use = GateUse()
+    use.add(routing, [0.02, 0.06], [1, 3])
+    assert use.shares() == {"encoder.layers.0": 3 / 4, "decoder.layers.0": (4 + 4 + 1) / (4 + 4 + 2)}
+    use.add(routing, [0.02, 0.06], [1, 3])
+    assert use.tokens == {"encoder.layers.0": 8, "decoder.layers.0": 20}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_gate_use_counts_each_position_that_was_read(ends, tiny_whisper, monkeypatch):
+    """One clip has no padding: what the decoder's layers saw is what is counted, whether it ended by itself or not."""
+    model = routed(tiny_whisper, 1.0)
+    transcriber = Transcriber(model.whisper, "cs", torch.float32)
+    transcriber.config.suppress_tokens = None
+    if ends:
+        transcriber.config.forced_eos_token_id = model.whisper.tokenizer.eos_token_id  # at the last step
+    with model.route("cs") as routing:
+        tokens = transcriber.tokens([np.zeros(16000, np.float32)])
+    read = sum(gate.shape[1] for gate in routing.gates["decoder.layers.0"])
+    use = GateUse()
+    use.add(routing, [1.0], [len(tokens[0])])
+    assert use.tokens["decoder.layers.0"] == read
+    assert use.tokens["encoder.layers.0"] == 50
+
+
+# Transcribing
+
+
+@pytest.fixture
+def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
+    loaded = routed(tiny_whisper, 1.0)
+    facts = {"base": str(tiny_whisper), "base_weights": loaded.whisper.fingerprint, "audio_window_s": 1}
+    assert loaded.student is not None
+    save_experts(loaded.student, "cs", tmp_path / "experts", facts)
+    return tmp_path / "experts"
+
+
+def tone(seconds: float, rate: int) -> np.ndarray:
+    return (0.1 * np.sin(2 * np.pi * 300 / rate * np.arange(round(seconds * rate)))).astype(np.float32)
+
+
+def texts(model: Loaded, path: Path) -> list[str]:
+    return list(transcribe(model, path, "cs", CPU, "fp32"))
+
+
+def test_experts_transcribe_files_of_any_kind(experts, tmp_path):
+    """A mono 16 kHz file, the same sound in stereo at 48 kHz, and an MP3 whose name says WAV."""
+    model = load_model(str(experts))
+    only_letters(model.whisper)
+    direct = Transcriber(model.whisper, "cs", torch.float32)
+    with model.route("cs"):
+        expected = direct([tone(0.8, 16000)])
+    soundfile.write(tmp_path / "mono.wav", tone(0.8, 16000), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([tone(0.8, 48000)] * 2, 1), 48000, subtype="FLOAT")
+    soundfile.write(tmp_path / "mp3.wav", tone(0.8, 16000), 16000, format="MP3")
+    assert texts(model, tmp_path / "mono.wav") == expected
+    assert texts(model, tmp_path / "stereo.wav") == expected
+    assert len(texts(model, tmp_path / "mp3.wav")) in (1, 2)  # the encoder's padding may reach beyond a window
+    assert direct([tone(0.8, 16000)]) != expected  # the experts did speak
+
+
+def test_a_file_of_several_windows(experts, tmp_path):
+    """More windows than go through the model at once."""
+    soundfile.write(tmp_path / "long.wav", tone(11.3, 16000), 16000)
+    model = load_model(str(experts))
+    only_letters(model.whisper)
+    found = texts(model, tmp_path / "long.wav")
+    assert 12 <= len(found) <= 23  # of at most 1 s, and cut in their second halves
+    assert all(found)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.005])
+def test_a_file_without_sound_is_refused(seconds, experts, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", tone(seconds, 16000), 16000)
+    with pytest.raises(PipelineError, match=r"empty\.wav: no audio in it") as caught:
+        texts(load_model(str(experts)), tmp_path / "empty.wav")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_or_no_audio_is_refused(experts, tmp_path):
+    model = load_model(str(experts))
+    with pytest.raises(PipelineError, match=r"nothing\.wav: no such file"):
+        texts(model, tmp_path / "nothing.wav")
+    with pytest.raises(PipelineError, match="no such file"):
+        texts(model, tmp_path)
+    (tmp_path / "text.wav").write_text("not audio")
+    with pytest.raises(PipelineError, match=r"text\.wav"):
+        texts(model, tmp_path / "text.wav")
