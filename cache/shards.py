@@ -14,6 +14,7 @@ from cache.settings import plain, superseded
 
 FORMAT_VERSION = 1
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 FORMATS = {"parquet": parquet, "webdataset": webdataset}
 
 
@@ -86,8 +87,8 @@ class ShardReader:
     def __init__(self, folder: Path, kind: str):
         if not (folder / MANIFEST).exists():
             unfinished = (folder / PROGRESS).exists()
-            state = "is unfinished (run the same command again)" if unfinished else f"holds no {MANIFEST}"
-            raise PipelineError(f"{folder} {state}: expected finished {kind} shards")
+            state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
+            raise PipelineError(f"{folder} {state}: expected finished {kind} shards, which `{MADE_BY[kind]}` makes")
         self.folder, self.kind = folder, kind
         self.manifest = files.read_json(folder / MANIFEST)
         for field, wanted in {"format_version": FORMAT_VERSION, "kind": kind, "fields": FIELDS[kind]}.items():

@@ -446,7 +446,7 @@ def test_reordered_or_missing_ids_are_refused(teacher_shards, tiny_whisper, utte
         "short": lambda index, rows: rows[:-1] if index else rows,
     }.items():
         other = copied(teacher_shards, tmp_path / name, records=records)
-        with pytest.raises(PipelineError, match=r"shard-00001\.parquet: its ids are not those of the utterance shard"):
+        with pytest.raises(PipelineError, match=f"{name}.*not those of the utterance shard"):
             train(tiny_whisper, "clsr-kd", utterances, tmp_path / f"run-{name}", other)
 
 
@@ -461,8 +461,8 @@ def test_fewer_teacher_shards_than_utterance_shards_are_refused(teacher_shards, 
 
 def test_a_refused_run_does_not_stand_in_the_way_of_the_next(teacher_shards, tiny_whisper, utterances, tmp_path):
     """Nothing was trained, so that nothing has to be removed with --restart once the right shards are given."""
-    other = copied(teacher_shards, tmp_path / "other", {"audio_window_s": 30})
-    with pytest.raises(PipelineError, match="audio_window_s: found 30, wanted 1"):
+    other = copied(teacher_shards, tmp_path / "other", records=lambda index, rows: rows[::-1])
+    with pytest.raises(PipelineError, match="its ids are not those of the utterance shard"):
         train(tiny_whisper, "clsr-kd", utterances, tmp_path / "run", other, max_steps=1)
     assert train(tiny_whisper, "clsr-kd", utterances, tmp_path / "run", teacher_shards, max_steps=1)["steps"] == 1
 

@@ -8,6 +8,8 @@ import transformers
 
 from cache.errors import PipelineError
 from pipeline.params import Params
+from stages.student.experts import is_experts_folder, read_config
+from stages.student.loading import Loaded, load_model
 from stages.whisper.models import Whisper, choose_device, find_model, load_whisper, use_all_cores
 
 transformers.logging.set_verbosity_error()
@@ -32,6 +34,17 @@ def chosen_device(params: Params) -> torch.device:
 def load(source: str, audio_window_s: int | None) -> Whisper:
     say(find_model(source)[1])
     return load_whisper(source, audio_window_s)
+
+
+def load_any(source: str, audio_window_s: int | None = None) -> Loaded:
+    """A Whisper, or experts with their base."""
+    base = source
+    if is_experts_folder(Path(source)):
+        config = read_config(Path(source))
+        say(f"{source}: experts for {config['language']}")
+        base = config["base"]
+    say(find_model(base)[1])
+    return load_model(source, audio_window_s)
 
 
 def adapted_teacher(params: Params, language: str) -> Path:

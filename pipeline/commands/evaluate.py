@@ -1,11 +1,10 @@
 """pipeline evaluate"""
 
 from cache.errors import PipelineError
-from pipeline.commands.common import chosen, chosen_device, say, teacher_source
+from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import evaluate as evaluate_split
-from stages.student.loading import load_model
 from stages.train_student.settings import METHODS
 
 
@@ -16,7 +15,7 @@ def evaluate(params: Params, languages: list[str], systems: list[str], further: 
         utterances = params.paths.utterances / language / split
         for system in systems or _systems(params, language):
             source = _source(params, language, system)
-            model = load_model(source, params.audio_window_s)
+            model = load_any(source, params.audio_window_s)
             out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
             with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
                 metrics = evaluate_split(

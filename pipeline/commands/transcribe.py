@@ -4,10 +4,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.common import chosen_device
+from pipeline.commands.common import chosen_device, load_any
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
-from stages.student.loading import load_model
 from stages.transcribe import transcribe as transcribe_file
 
 
@@ -18,7 +17,7 @@ def transcribe(params: Params, paths: list[Path], language: str | None, source: 
             raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
         language = read_config(folder)["language"]
     device = chosen_device(params)
-    model = load_model(source)
+    model = load_any(source)
     for path in paths:
         if len(paths) > 1:
             print(f"{path}:")

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cache import files
 from cache.errors import PipelineError
 from stages.student.model import Student
+from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 1
@@ -21,12 +20,8 @@ def is_experts_folder(folder: Path) -> bool:
 
 def save_experts(student: Student, language: str, folder: Path, config: dict[str, Any]) -> None:
     """Writes the expert of `language` in float16; `config` (base, language, window, ...) goes beside it."""
-    state = {
-        name: parameter.detach().to(torch.float16).contiguous()
-        for name, parameter in student.expert_state(language).items()
-    }
-    with files.atomic_path(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    state = {name: parameter.to(torch.float16) for name, parameter in student.expert_state(language).items()}
+    write_weights(folder / WEIGHTS, state)
     parameters = sum(tensor.numel() for tensor in state.values())
     header = {"format_version": FORMAT_VERSION, "language": language, "parameters": parameters}
     files.write_json(folder / CONFIG, {**header, **config})
@@ -45,9 +40,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 def load_experts(student: Student, folder: Path) -> str:
     """Adds the folder's expert to `student`; returns its language. Raises PipelineError where it does not fit."""
     language = read_config(folder)["language"]
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise PipelineError(f"{folder / WEIGHTS}: not readable as safetensors ({str(error).splitlines()[0]})") from None
-    student.load_expert_state(language, state, str(folder))
+    student.load_expert_state(language, read_weights(folder / WEIGHTS), str(folder))
     return language

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from cache import files
 from cache.errors import PipelineError
 from stages.train_student.trainee import Trainee
+from stages.whisper.weights import write_weights
 
 NAME = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -26,16 +25,14 @@ class Position:
 
 
 def save(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    tensors = {f"weights/{name}": parameter.detach() for name, parameter in trainee.parameters.items()}
+    tensors: dict[str, torch.Tensor] = {f"weights/{name}": parameter for name, parameter in trainee.parameters.items()}
     for name, parameter in trainee.parameters.items():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
-    with files.atomic_path(folder / NAME) as temporary:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, {"position": json.dumps(asdict(position))})
+    write_weights(folder / NAME, tensors, {"position": json.dumps(asdict(position))})
 
 
 def load(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Position:

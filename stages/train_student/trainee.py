@@ -13,6 +13,7 @@ from stages.student.experts import save_experts
 from stages.student.model import Student
 from stages.train_student.settings import Method, TrainSettings
 from stages.whisper.models import Whisper
+from stages.whisper.weights import write_weights
 from stages.whisper.window import cut_audio_window, restore_audio_window
 
 
@@ -47,14 +48,18 @@ class Trainee:
     def save(self, folder: Path, config: dict[str, Any]) -> None:
         """Experts alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
         if self.student:
-            return save_experts(self.student, self.language, folder, config)
-        window = self.whisper.audio_window_s
-        restore_audio_window(self.whisper.model)
-        self.whisper.model.config.audio_window_s = window
+            save_experts(self.student, self.language, folder, config)
+        else:
+            self._save_whisper(folder)
+
+    def _save_whisper(self, folder: Path) -> None:
+        model, window = self.whisper.model, self.whisper.audio_window_s
+        restore_audio_window(model)
+        model.config.audio_window_s = window
         # the output projection is the embedding's own tensor
-        names = (name for name in self.whisper.model.state_dict() if name != "proj_out.weight")
-        state = {name: self.whisper.model.state_dict()[name].half() for name in names}
-        self.whisper.model.save_pretrained(folder, state_dict=state)
-        self.whisper.tokenizer.save_pretrained(folder)
-        WhisperFeatureExtractor(feature_size=self.whisper.model.config.num_mel_bins).save_pretrained(folder)
-        return cut_audio_window(self.whisper.model, window)
+        state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+        write_weights(folder / "model.safetensors", state, {"format": "pt"})
+        for part in (model.config, model.generation_config, self.whisper.tokenizer):
+            part.save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
+        cut_audio_window(model, window)

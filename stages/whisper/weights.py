@@ -1,0 +1,28 @@
+"""Safetensors files, whole or not there."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cache import files
+from cache.errors import PipelineError
+
+
+def write_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Raises PipelineError where the disk is full or cannot be written."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with files.atomic_path(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata)
+        except SafetensorError as error:
+            raise PipelineError(f"{path}: cannot be written ({error}): the same command goes on from here") from None
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Raises PipelineError where the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(f"{path}: not readable as safetensors ({str(error).splitlines()[0]})") from None
