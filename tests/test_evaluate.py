@@ -201,10 +201,11 @@ def test_padding_does_not_count():
 def test_gate_use_counts_each_position_that_was_read(ends, tiny_whisper, monkeypatch):
     """One clip has no padding: what the decoder's layers saw is what is counted, whether it ended by itself or not."""
     model = routed(tiny_whisper, 1.0)
-    model.whisper.model.generation_config.suppress_tokens = None
+    end = model.whisper.tokenizer.eos_token_id
+    model.whisper.model.generation_config.suppress_tokens.remove(end)
     transcriber = Transcriber(model.whisper, "cs", torch.float32)
     if ends:
-        transcriber.config.forced_eos_token_id = model.whisper.tokenizer.eos_token_id  # at the last step
+        transcriber.config.forced_eos_token_id = end  # at the last step
     with model.route("cs") as routing:
         tokens = transcriber.tokens([np.zeros(16000, np.float32)])
     read = sum(gate.shape[1] for gate in routing.gates["decoder.layers.0"])

@@ -267,26 +267,25 @@ def test_masks_hold_what_is_real(corpus, tiny_whisper):
     assert inputs[4:] == batch.targets[batch.positions[0] == 1].tolist()[:-1]
 
 
-def gradients(run: Run, batches) -> dict[str, torch.Tensor]:
-    run.trainee.model.train()
-    positions = sum(len(batch.targets) for batch in batches)
-    for parameter in run.trainee.parameters.values():
-        parameter.grad = None
-    for batch in batches:
-        run._loss(batch, positions, 0.0)[0].backward()
-    return {name: parameter.grad.clone() for name, parameter in run.trainee.parameters.items()}
+def step_of(run: Run, batches: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The gradients of one optimizer step, and its losses."""
+    losses = run._step(batches, 0)
+    return {name: parameter.grad.clone() for name, parameter in run.trainee.parameters.items()}, losses
 
 
 @pytest.mark.parametrize("method", ["clsr", "full"])
-def test_two_batches_of_two_have_the_gradient_of_one_of_four(method, corpus, tiny_whisper):
-    """Though their clips differ in length: losses are summed and divided once by all target positions of the step."""
-    run = run_of(corpus, tiny_whisper, method)
-    rows = run.data._load(0)
-    together = gradients(run, [run.data._collate(rows)])
-    accumulated = gradients(run, [run.data._collate(rows[:2]), run.data._collate(rows[2:])])
-    assert any(gradient.abs().max() > 1e-3 for gradient in together.values())
-    for name, gradient in together.items():
-        torch.testing.assert_close(accumulated[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+@pytest.mark.parametrize("cut", [1, 2])
+def test_accumulated_batches_have_the_gradient_of_one(method, cut, corpus, tiny_whisper):
+    """Though their clips differ in number and length: losses are summed and divided once by all positions of the step."""
+    together, accumulated = (run_of(corpus, tiny_whisper, method, max_grad_norm=1e9) for _ in range(2))
+    rows = together.data._load(0)
+    expected, losses = step_of(together, [together.data._collate(rows)])
+    collate = accumulated.data._collate
+    found, summed = step_of(accumulated, [collate(rows[:cut]), collate(rows[cut:])])
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+    assert summed["ce"] == pytest.approx(losses["ce"], rel=1e-5)
 
 
 def test_the_step_divides_by_positions_and_adds_the_three_losses(corpus, tiny_whisper):
@@ -298,3 +297,14 @@ def test_the_step_divides_by_positions_and_adds_the_three_losses(corpus, tiny_wh
     assert parts["ce"] == pytest.approx(losses.mean().item(), rel=1e-5)
     assert parts["gate"] == pytest.approx(abs(parts["gate_mean"] - 0.2), rel=1e-5)
     assert loss.item() == pytest.approx(parts["ce"] + 0.7 * parts["gate"], rel=1e-6)
+    # only where there is audio, and only up to the last token that is read
+    run.trainee.model.train()
+    with torch.no_grad(), run.trainee.route() as routing:
+        run.trainee.hidden(batch.features, batch.decoder_input_ids)
+    real = {"encoder": [20, 45, 35, 40], "decoder": [4 + len(f" {row['text']}".encode()) for row in corpus.read(0)]}
+    values = [
+        gate[clip, :length]
+        for name, (gate,) in routing.gates.items()
+        for clip, length in enumerate(real[name.split(".")[0]])
+    ]
+    assert parts["gate_mean"] == pytest.approx(torch.cat(values).mean().item(), rel=1e-5)

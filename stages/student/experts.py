@@ -12,6 +12,7 @@ from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 1
+REQUIRED = ("language", "base", "base_weights", "audio_window_s")
 
 
 def is_experts_folder(folder: Path) -> bool:
@@ -30,10 +31,11 @@ def save_experts(student: Student, language: str, folder: Path, config: dict[str
 def read_config(folder: Path) -> dict[str, Any]:
     """Raises PipelineError where the folder holds no expert, or one of another format version."""
     config = files.read_json(folder / CONFIG)
-    if config.get("format_version") != FORMAT_VERSION:
-        raise PipelineError(
-            f"{folder / CONFIG}: format_version is {config.get('format_version')!r}, expected {FORMAT_VERSION}"
-        )
+    found = config.get("format_version") if isinstance(config, dict) else None
+    if found != FORMAT_VERSION:
+        raise PipelineError(f"{folder / CONFIG}: format_version is {found!r}, expected {FORMAT_VERSION}")
+    if missing := [name for name in REQUIRED if name not in config]:
+        raise PipelineError(f"{folder / CONFIG}: no {', '.join(missing)} in it, expected {', '.join(REQUIRED)}")
     return config
 
 

@@ -62,18 +62,15 @@ class Student:
         """Adds the expert and copies `state` into it. Raises PipelineError naming the first tensor that does not fit."""
         self.add_expert(language)
         wanted = self.expert_state(language)
-        if wanted.keys() != state.keys():
-            odd = sorted(wanted.keys() ^ state.keys())[0]
-            raise PipelineError(
-                f"{source}: tensor '{odd}' is {'missing' if odd in wanted else 'not expected'} in this model"
-            )
+        if misfit := _misfit(state, wanted):
+            self.drop_expert(language)
+            raise PipelineError(f"{source}: {misfit}: made for another base model, or damaged")
         for name, parameter in wanted.items():
-            if parameter.shape != state[name].shape:
-                found, expected = list(state[name].shape), list(parameter.shape)
-                raise PipelineError(
-                    f"{source}: tensor '{name}' has shape {found}, expected {expected}: another base model"
-                )
             parameter.data.copy_(state[name])
+
+    def drop_expert(self, language: str) -> None:
+        for routed in self.routed.values():
+            del routed.experts[language], routed.gates[language]
 
     @contextmanager
     def route(self, language: str | None, noise: float = 0.0) -> Iterator[Routing]:
@@ -96,3 +93,15 @@ class Student:
     def _routing(self, routing: Routing) -> None:
         for routed in self.routed.values():
             routed.routing = routing
+
+
+def _misfit(state: dict[str, torch.Tensor], wanted: dict[str, nn.Parameter]) -> str:
+    """What the first tensor that does not fit has wrong, '' where all fit."""
+    for name in sorted(wanted.keys() | state.keys()):
+        if name not in state:
+            return f"tensor '{name}' is missing"
+        if name not in wanted:
+            return f"tensor '{name}' is not expected"
+        if state[name].shape != wanted[name].shape:
+            return f"tensor '{name}' has shape {list(state[name].shape)}, expected {list(wanted[name].shape)}"
+    return ""

@@ -1,7 +1,7 @@
 """One file that holds a run's whole state, so that a stopped run goes on as if it had not been stopped."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from stages.train_student.trainee import Trainee
 from stages.whisper.weights import write_weights
 
 NAME = "checkpoint.safetensors"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+# Each parameter counts its own steps: an expert whose layer was skipped takes none.
+_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -22,13 +23,14 @@ class Position:
     step: int = 0  # optimizer steps done
     best_step: int = -1
     best_wer: float = float("inf")
+    unlogged: list[dict[str, float]] = field(default_factory=list)  # the losses of the steps since the last row
 
 
 def save(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
     tensors: dict[str, torch.Tensor] = {f"weights/{name}": parameter for name, parameter in trainee.parameters.items()}
     for name, parameter in trainee.parameters.items():
         state = optimizer.state.get(parameter, {})
-        tensors |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
+        tensors |= {f"{part}/{name}": state[part] for part in _STATE if part in state}
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
@@ -48,13 +50,9 @@ def load(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Po
         raise PipelineError(f"{path}: not a readable checkpoint ({error}): remove it to begin again") from None
     for name, parameter in trainee.parameters.items():
         parameter.data.copy_(tensors[f"weights/{name}"])
-        moments = {
-            moment: tensors[f"{moment}/{name}"].to(parameter.device)
-            for moment in _MOMENTS
-            if f"{moment}/{name}" in tensors
-        }
-        if moments:
-            optimizer.state[parameter] = {"step": torch.tensor(float(position.step)), **moments}
+        state = {part: tensors[f"{part}/{name}"].to(parameter.device) for part in _STATE if f"{part}/{name}" in tensors}
+        if state:
+            optimizer.state[parameter] = state
     torch.set_rng_state(tensors["random"])
     if "random_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_cuda"])

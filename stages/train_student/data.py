@@ -67,9 +67,14 @@ class TrainingData:
             "prompt": self.prompt,
             "audio_window_s": self.student.audio_window_s,
         }
-        found = {name: teacher.settings[name] for name in wanted}
+        found = {name: teacher.settings.get(name) for name in wanted}
         if differing := differences(found, wanted):
             raise PipelineError(f"{teacher.folder} does not fit this student and corpus ({differing})")
+        if teacher.rows != self.utterances.rows:
+            raise PipelineError(
+                f"{teacher.folder}: shards of {teacher.rows} records, expected {self.utterances.rows} as in "
+                f"{self.utterances.folder}: its ids are not those of the utterance shards"
+            )
 
     def _index(self, shard: int) -> dict[int, str]:
         """row -> group of the utterances that can be trained on."""

@@ -66,14 +66,13 @@ class Run:
         position = checkpoint.load(self.folder, self.trainee, self.optimizer)
         self._cut_curve(position.step)
         progress(position.step, self.total_steps, {})
-        seen: list[Losses] = []
         for batches in prefetch(self._steps(position.step)):
-            seen.append(self._step(batches, position.step))
+            position.unlogged.append(self._step(batches, position.step))
             position.step += 1
-            progress(position.step, self.total_steps, seen[-1])
+            progress(position.step, self.total_steps, position.unlogged[-1])
             if position.step % self.settings.log_every == 0 or position.step == self.total_steps:
-                self._log({"step": position.step, "epoch": self._epoch(position.step), **_means(seen)})
-                seen = []
+                self._log({"step": position.step, "epoch": self._epoch(position.step), **_means(position.unlogged)})
+                position.unlogged = []
             if validated := self._is_validation(position.step):
                 position = self._validate(position)
             if validated or position.step % self.settings.save_every == 0:
@@ -167,11 +166,12 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def _cut_curve(self, step: int) -> None:
-        """Rows beyond the checkpoint come again."""
-        if (self.folder / CURVE).exists():
-            files.write_jsonl(
-                self.folder / CURVE, [row for row in files.read_jsonl(self.folder / CURVE) if row["step"] <= step]
-            )
+        """Rows beyond the checkpoint come again, and so does one that a full disk cut short."""
+        path = self.folder / CURVE
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            files.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:

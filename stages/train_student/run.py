@@ -47,15 +47,16 @@ def train_student(
     shards = ShardReader(teacher, "teacher") if teacher is not None else None
     dtype = compute_dtype(settings.dtype, device)
     facts = _facts(base, method, language, training, validation, shards, settings, dtype)
-    if (done := _claim(out, facts, restart)) is not None:
+    if (done := _finished(out, facts, restart)) is not None:
         return done
-    torch.manual_seed(settings.seed)  # the gates' first weights
+    # before the folder is claimed: what is refused here must not stand in the way of the next run
     data = TrainingData(training, shards, base, language, settings.train_fraction)
-    files.write_jsonl(out / LEFT_OUT, data.left_out)
-    base.model.to(device)
-    trainee = Trainee(base, method, language, settings)
-    base.model.to(device)  # what the method added
     clips = _validation_clips(validation, base, settings.max_validation)
+    files.write_json(out / PROGRESS, {"settings": facts})
+    files.write_jsonl(out / LEFT_OUT, data.left_out)
+    torch.manual_seed(settings.seed)  # the gates' first weights
+    trainee = Trainee(base, method, language, settings)
+    base.model.to(device)
     transcribe = Transcriber(base, language, dtype)
     config = {
         "method": method,
@@ -88,8 +89,7 @@ def train_student(
         "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
     }
     files.write_json(out / RESULT, result)
-    (out / PROGRESS).unlink()
-    (out / checkpoint.NAME).unlink(missing_ok=True)
+    _remove_working_files(out)
     return result
 
 
@@ -122,17 +122,21 @@ def _facts(
     )
 
 
-def _claim(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
-    """Makes `out` this run's folder; the result where the run is already finished."""
-    out.mkdir(parents=True, exist_ok=True)
+def _finished(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+    """The result where the run is already done. Raises PipelineError where `out` holds another run, unless `restart`."""
     for name in (RESULT, PROGRESS):
         if (out / name).exists():
             found = files.read_json(out / name)
             if not superseded(out, found["settings"], facts, restart) and name == RESULT:
+                _remove_working_files(out)
                 return found
     files.remove_temporaries(out)
-    files.write_json(out / PROGRESS, {"settings": facts})
     return None
+
+
+def _remove_working_files(out: Path) -> None:
+    for name in (PROGRESS, checkpoint.NAME):
+        (out / name).unlink(missing_ok=True)
 
 
 def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[tuple[np.ndarray, str]]:

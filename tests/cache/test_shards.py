@@ -107,10 +107,13 @@ def test_killed_anywhere_and_run_again(format, tmp_path):
     states = {tuple(sorted(path.name.split("-")[0] for path in folder.iterdir())) for folder in folders}
     assert len(states) > 4  # they were killed in different places, with temporary files among what they left
     assert any(path.name.startswith(TEMPORARY) for folder in folders for path in folder.iterdir())
-    make(tmp_path / "whole", format)
+    whole = contents(make(tmp_path / "whole", format).folder)
     for folder in folders:
+        left = contents(folder)
+        assert {name for name in left if name.startswith("shard") and left[name] != whole[name]} == set()
+        assert all(json.loads((folder / name).read_text()) for name in left if name.endswith("s.json"))
         make(folder, format)
-        assert contents(folder) == contents(tmp_path / "whole")
+        assert contents(folder) == whole
 
 
 @FORMATS
