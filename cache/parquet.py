@@ -39,10 +39,11 @@ def read(path: Path, fields: dict[str, str]) -> list[dict]:
     try:
         # Without page_checksum_verification a flipped byte is read in silence.
         table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=list(fields))
-    except (pa.ArrowException, OSError) as error:
+        names, expected = table.schema.names, table.schema.equals(arrow_schema(fields))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not a readable Parquet shard ({str(error).splitlines()[0]})") from None
-    if not table.schema.equals(arrow_schema(fields)):
-        raise PipelineError(f"{path}: columns {table.schema.names}, expected {list(fields)}: not a shard of this kind")
+    if not expected:
+        raise PipelineError(f"{path}: columns {names}, expected {list(fields)}: not a shard of this kind")
     columns = {name: _values(table.column(name), array_dtype(kind)) for name, kind in fields.items()}
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [check_record(row, fields, str(path)) for row in rows]

@@ -37,13 +37,15 @@ class ShardWriter:
         self.complete = (folder / MANIFEST).exists() and not self._superseded(MANIFEST, restart)
         if not self.complete and (folder / PROGRESS).exists() and not self._superseded(PROGRESS, restart):
             self._resume()
+        if self.complete:
+            (folder / PROGRESS).unlink(missing_ok=True)  # left by a kill between the two
         files.remove_temporaries(folder)
 
     def _superseded(self, name: str, restart: bool) -> bool:
-        found = files.read_json(self.folder / name)
-        wanted = {"kind": self.kind, "format": self.format, **self.settings}
-        found = {"kind": found.get("kind"), "format": found.get("format"), **found["settings"]}
-        return superseded(self.folder, found, wanted, restart)
+        found = read_header(self.folder / name)
+        wanted = {"format_version": FORMAT_VERSION, "kind": self.kind, "format": self.format}
+        own = {field: found.get(field) for field in wanted}
+        return superseded(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, restart)
 
     def _resume(self) -> None:
         for entry in files.read_json(self.folder / PROGRESS)["shards"]:
@@ -81,6 +83,15 @@ class ShardWriter:
         }
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
+    header = files.read_json(path)
+    good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
+    if not good or not isinstance(header.get("shards"), list):
+        raise PipelineError(f"{path}: not written by this program: expected settings and shards; use another folder")
+    return header
+
+
 class ShardReader:
     """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind."""
 
@@ -90,7 +101,7 @@ class ShardReader:
             state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
             raise PipelineError(f"{folder} {state}: expected finished {kind} shards, which `{MADE_BY[kind]}` makes")
         self.folder, self.kind = folder, kind
-        self.manifest = files.read_json(folder / MANIFEST)
+        self.manifest = read_header(folder / MANIFEST)
         for field, wanted in {"format_version": FORMAT_VERSION, "kind": kind, "fields": FIELDS[kind]}.items():
             if self.manifest.get(field) != wanted:
                 raise PipelineError(

@@ -7,10 +7,10 @@ the stock reader ends in silence at a tar that was cut at a member boundary and 
 import io
 import json
 import tarfile
+import tokenize
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from cache.errors import PipelineError
 from cache.records import AUDIO_FIELD, array_dtype, check_record
@@ -20,6 +20,8 @@ SUFFIX = ".tar"
 
 def write(path: Path, fields: dict[str, str], records: list[dict]) -> None:
     """Writes `records`; the bytes depend on nothing but them (time stamps and owners are fixed)."""
+    import webdataset  # here, since it loads torch, which nothing else in this package needs
+
     with open(path, "wb") as stream, webdataset.TarWriter(stream, mtime=0, user="root", group="root") as tar:
         for row, record in enumerate(records):
             tar.write({"__key__": f"{row:06d}", **_members(record, fields)})
@@ -79,6 +81,6 @@ def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> di
                 record[name] = np.load(io.BytesIO(members[_ending(name, kind)]), allow_pickle=False)
             elif kind == "bytes":
                 record[name] = members[_ending(name, kind)]
-    except (KeyError, ValueError, TypeError, EOFError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise PipelineError(f"{where}: not a sample of this kind ({error})") from None
     return check_record({name: record[name] for name in fields if name in record}, fields, where)

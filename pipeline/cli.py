@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
 
@@ -71,7 +72,10 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise click.BadParameter(f"'{text}': expected NAME=VALUE", param_hint="--set")
-    return name, YAML(typ="safe", pure=True).load(value)
+    try:
+        return name, YAML(typ="safe", pure=True).load(value)
+    except YAMLError:
+        raise click.BadParameter(f"'{text}': the value is not valid YAML", param_hint="--set") from None
 
 
 def _params(ctx: click.Context, **flags: Any):

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from conftest import make_utterance_shards
+from makers import make_utterance_shards
 
 from cache.shards import ShardReader
 from pipeline import cli

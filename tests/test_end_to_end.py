@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import TEXTS
+from makers import TEXTS
 
 from pipeline.cli import main
 

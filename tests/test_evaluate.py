@@ -1,14 +1,13 @@
 """Every test utterance is scored once; gates are counted where there is something to hear or to read; any file transcribes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_utterance
+from makers import make_utterance
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
@@ -27,15 +26,6 @@ from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(

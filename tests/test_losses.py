@@ -1,14 +1,13 @@
 """The losses against dense references in numpy, float64, and against torch's own; padding and accumulation change nothing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_utterance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import make_utterance
 from torch.nn import functional as F
 
 from cache.shards import ShardReader, ShardWriter
@@ -27,16 +26,6 @@ from stages.train_student.losses import (
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.models import load_whisper
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 # References: probabilities in float64 over the whole vocabulary
 
@@ -292,6 +281,7 @@ def test_the_step_divides_by_positions_and_adds_the_three_losses(corpus, tiny_wh
     """L = L_CE + w_gate |mean(g) - b|, each against its own formula."""
     run = run_of(corpus, tiny_whisper, "clsr", gate_weight=0.7, gate_budget=0.2, label_smoothing=0.1)
     batch = run.data._collate(run.data._load(0))
+    run.trainee.model.train()
     loss, parts = run._loss(batch, len(batch.targets), 0.0)
     _, losses = per_position(run, batch)
     assert parts["ce"] == pytest.approx(losses.mean().item(), rel=1e-5)

@@ -2,12 +2,11 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_whisper
+from makers import make_tiny_whisper
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -21,15 +20,6 @@ from stages.whisper.models import Whisper, load_whisper
 
 FRAMES = 100  # a window of 1 s
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

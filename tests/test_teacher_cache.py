@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_utterance, make_utterance_shards
+from makers import make_utterance, make_utterance_shards
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
@@ -26,15 +25,6 @@ TOP_K = 8
 CPU = torch.device("cpu")
 END = 256
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(**changes) -> TeacherCacheSettings:

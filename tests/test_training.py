@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_whisper, make_utterance_shards
+from makers import make_tiny_whisper, make_utterance_shards
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
@@ -34,15 +33,6 @@ from stages.whisper.targets import prompt_ids
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors", "full": "model.safetensors"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def recipe(**changes) -> TrainSettings:

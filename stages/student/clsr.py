@@ -69,8 +69,8 @@ class RoutedFeedForward(nn.Module):
         fc1, fc2 = (nn.Linear(old.in_features, old.out_features) for old in (self.shared.fc1, self.shared.fc2))
         fc1.load_state_dict(self.shared.fc1.state_dict())
         fc2.load_state_dict(self.shared.fc2.state_dict())
-        self.experts[language] = FeedForward(fc1, fc2, self.shared.activation)
-        self.gates[language] = Gate(fc1.in_features)
+        self.experts[language] = FeedForward(fc1, fc2, self.shared.activation).train(self.training)
+        self.gates[language] = Gate(fc1.in_features).train(self.training)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         language = self.routing.language

@@ -35,6 +35,7 @@ class Student:
             )
         shared = FeedForward(layer.fc1, layer.fc2, layer.activation_fn)
         routed = RoutedFeedForward(name, shared, self.skip_gate, self.expert_dropout)
+        routed.train(layer.training)
         layer.fc1, layer.activation_fn, layer.fc2 = routed, nn.Identity(), nn.Identity()
         self.routed[name] = routed
 

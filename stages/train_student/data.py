@@ -119,6 +119,14 @@ class TrainingData:
                 row["targets"] = target_ids(self.student.tokenizer, row["text"], self.language)
             return rows
         scored = self.teacher.read(shard)
+        for number in self.kept[shard]:
+            if scored[number]["targets"].tolist() != target_ids(
+                self.student.tokenizer, rows[number]["text"], self.language
+            ):
+                where = f"{self.teacher.folder / self.teacher.shards[shard]['name']}, {rows[number]['id']}"
+                raise PipelineError(
+                    f"{where}: its targets are not the transcript's tokens: the shards do not belong together"
+                )
         return [{**row, **side, "targets": side["targets"].tolist()} for row, side in zip(rows, scored, strict=True)]
 
     def _collate(self, rows: list[dict]) -> Batch:

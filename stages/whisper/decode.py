@@ -29,6 +29,9 @@ class Transcriber:
         self.config = copy.deepcopy(whisper.model.generation_config)
         self.config.update(num_beams=1, do_sample=False, max_length=None)
         self.config.max_new_tokens = max_new_tokens(whisper.audio_window_s)
+        # without timestamps asked for, one that is generated all the same makes `generate` seek back, at worst for ever
+        stamps = range(self.config.no_timestamps_token_id + 1, whisper.model.config.vocab_size)
+        self.config.suppress_tokens = [*(self.config.suppress_tokens or []), *stamps]
 
     def __call__(self, clips: list[np.ndarray]) -> list[str]:
         """16 kHz clips of at most one window -> their texts, stripped."""
@@ -42,8 +45,13 @@ class Transcriber:
             rows = self.whisper.model.generate(
                 features, language=self.language, task="transcribe", generation_config=self.config
             )
+        return [self._ended(row) for row in rows.tolist()]
+
+    def _ended(self, row: list[int]) -> list[int]:
+        """Without padding; `generate` strips end of text where no other clip of the batch was longer."""
         end = self.whisper.tokenizer.eos_token_id
-        return [row[: row.index(end) + 1] if end in row else row for row in rows.tolist()]
+        text = row[: row.index(end)] if end in row else row
+        return [*text, end] if len(text) < self.config.max_new_tokens else text
 
     def texts(self, tokens: list[list[int]]) -> list[str]:
         return [text.strip() for text in self.whisper.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache.errors import PipelineError
@@ -69,7 +70,7 @@ def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
             raise PipelineError(f"{source}: model_type is '{config.model_type}', expected 'whisper'")
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         tokenizer = WhisperTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, PipelineError):
             raise
         raise PipelineError(f"{source}: cannot be loaded as a Whisper model ({str(error).splitlines()[0]})") from None

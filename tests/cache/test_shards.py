@@ -304,7 +304,7 @@ def test_a_folder_without_a_manifest(tmp_path):
     )
     assert "holds no manifest.json" in refusal(lambda: ShardReader(tmp_path / "nowhere", "teacher"))
     ShardWriter(tmp_path, "teacher", SETTINGS).write(0, [record(0)])
-    assert "is unfinished (run the same command again)" in refusal(lambda: ShardReader(tmp_path, "teacher"))
+    assert "is unfinished: expected finished teacher shards" in refusal(lambda: ShardReader(tmp_path, "teacher"))
 
 
 FOREIGN = pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "an extension", "version": "1"}', "\udcff", "5"])
