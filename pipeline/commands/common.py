@@ -10,7 +10,7 @@ from cache.errors import PipelineError
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.loading import Loaded, load_model
-from stages.whisper.models import Whisper, choose_device, find_model, load_whisper, use_all_cores
+from stages.whisper.models import Whisper, choose_device, find_model, keep_freed_memory, load_whisper, use_all_cores
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -28,6 +28,7 @@ def chosen(params: Params, languages: list[str]) -> list[str]:
 
 def chosen_device(params: Params) -> torch.device:
     use_all_cores()
+    keep_freed_memory()
     return choose_device(params.device)
 
 
