@@ -140,8 +140,9 @@ def _score_shard(
         done.utterances += len(batch.rows)
         done.tell()
     done.utterances += len(left_out)
-    done.seconds += sum(utterance["seconds"] for utterance, reason in zip(utterances, reasons, strict=True) if reason)
-    done.tell()
+    if left_out:
+        done.seconds += sum(utterance["seconds"] for utterance, reason in zip(utterances, reasons, strict=True) if reason)
+        done.tell()
     return [
         {"id": utterance["id"], **scored.get(row, _nothing())} for row, utterance in enumerate(utterances)
     ], left_out
