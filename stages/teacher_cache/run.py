@@ -141,7 +141,9 @@ def _score_shard(
         done.tell()
     done.utterances += len(left_out)
     if left_out:
-        done.seconds += sum(utterance["seconds"] for utterance, reason in zip(utterances, reasons, strict=True) if reason)
+        done.seconds += sum(
+            utterance["seconds"] for utterance, reason in zip(utterances, reasons, strict=True) if reason
+        )
         done.tell()
     return [
         {"id": utterance["id"], **scored.get(row, _nothing())} for row, utterance in enumerate(utterances)
