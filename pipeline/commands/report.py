@@ -1,8 +1,7 @@
 """pipeline report"""
 
-from stages.report.run import format_summary, write_report
-
 from pipeline.params import Params
+from stages.report.run import format_summary, write_report
 
 
 def report(params: Params) -> None:
