@@ -27,7 +27,7 @@ def transcribe(model: Loaded, path: Path, language: str, device: torch.device, d
     for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
         some = True
         with model.route(language):
-            yield from decode(clips)
+            yield from (transcript.text for transcript in decode(clips))
     if not some:
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
 

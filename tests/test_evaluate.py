@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from makers import make_utterance
 
 from cache.errors import PipelineError
@@ -21,7 +23,7 @@ from stages.student.experts import save_experts
 from stages.student.loading import Loaded, load_model
 from stages.student.model import Student
 from stages.transcribe import transcribe
-from stages.whisper.decode import Transcriber
+from stages.whisper.decode import Transcriber, Transcript, loop_start
 from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
@@ -85,7 +87,7 @@ def test_every_utterance_is_scored_once_in_the_shards_order(batch_size, corpus, 
     transcriber = Transcriber(model.whisper, "cs", torch.float32)
     for row, utterance in zip(rows, source, strict=True):
         if utterance["seconds"] <= 1:  # one clip at a time, without a batch around it
-            assert row["hypothesis"] == transcriber([decode_flac(utterance["audio"])])[0]
+            assert row["hypothesis"] == transcriber([decode_flac(utterance["audio"])])[0].text
         counts = scoring.score(row["reference"], row["hypothesis"], "cs")
         assert counts.items() <= row.items()
     assert len({row["hypothesis"] for row in rows}) > 1
@@ -102,15 +104,11 @@ def test_a_long_clip_is_the_texts_of_its_windows_joined(tiny_whisper, tmp_path, 
     """Each window's text is its length here, so that what was decoded, and in which order, can be read from the row."""
     heard: list[int] = []
 
-    def tokens(self, clips):
+    def lengths(self, clips):
         heard.extend(len(clip) for clip in clips)
-        return [list(f" {len(clip)}".encode()) for clip in clips]
+        return [Transcript([], str(len(clip)), False) for clip in clips]
 
-    def texts(self, tokens):
-        return [bytes(row).decode().strip() for row in tokens]
-
-    monkeypatch.setattr(Transcriber, "tokens", tokens)
-    monkeypatch.setattr(Transcriber, "texts", texts)
+    monkeypatch.setattr(Transcriber, "__call__", lengths)
     _, rows = run(Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json")
     for row, utterance in zip(rows, all_rows(corpus), strict=True):
         windows = [int(part) for part in row["hypothesis"].split()]
@@ -197,12 +195,57 @@ def test_gate_use_counts_each_position_that_was_read(ends, tiny_whisper, monkeyp
     if ends:
         transcriber.config.forced_eos_token_id = end  # at the last step
     with model.route("cs") as routing:
-        tokens = transcriber.tokens([np.zeros(16000, np.float32)])
+        (found,) = transcriber([np.zeros(16000, np.float32)])
     read = sum(gate.shape[1] for gate in routing.gates["decoder.layers.0"])
     use = GateUse()
-    use.add(routing, [1.0], [len(tokens[0])])
+    use.add(routing, [1.0], [len(found.tokens)])
     assert use.tokens["decoder.layers.0"] == read
     assert use.tokens["encoder.layers.0"] == 50
+
+
+# Loops
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=20), st.lists(st.integers(0, 4), min_size=1, max_size=32), st.integers(24, 60)
+)
+def test_a_loop_is_cut_after_one_copy_however_far_it_ran(before, piece, copies):
+    start = loop_start([*before, *piece * copies])
+    assert start is not None
+    assert start == loop_start([*before, *piece * (copies + 3)])
+    assert start <= len(before) + len(piece)
+    rest = [*before, *piece * copies][start:]
+    period = next(n for n in range(1, 33) if all(a == b for a, b in zip(rest, rest[n:], strict=False)))
+    assert rest[:period] == [*before, *piece * copies][start - period : start]  # what is cut repeats what is left
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        list(range(100)),
+        [7] * 23,
+        [1, *[7] * 22, 2],
+        list(range(8)) * 3,  # a refrain
+        [*range(20), 7, 7, 7, 7, 7],
+        [*[7] * 40, 1],  # it went on
+        [],
+    ],
+)
+def test_what_is_said_again_a_few_times_is_no_loop(tokens):
+    assert loop_start(tokens) is None
+
+
+def test_decoding_ends_in_a_loop_and_keeps_one_copy(tiny_whisper):
+    whisper = load_whisper(str(tiny_whisper), 5)
+    letter = whisper.tokenizer.convert_tokens_to_ids("a")
+    whisper.model.generation_config.suppress_tokens = [n for n in range(len(whisper.tokenizer)) if n != letter]
+    model = Student(whisper.model)
+    model.add_expert("cs")
+    with model.route("cs") as routing:
+        found = Transcriber(whisper, "cs", torch.float32)([np.zeros(16000, np.float32)] * 2)
+    assert found == [Transcript([letter], "a", True)] * 2
+    read = sum(gate.shape[1] for gate in routing.gates["decoder.layers.0"])
+    assert 24 <= read < 40  # of the 75 tokens that 5 s may give
 
 
 # Transcribing
@@ -231,14 +274,14 @@ def test_experts_transcribe_files_of_any_kind(experts, tmp_path):
     only_letters(model.whisper)
     direct = Transcriber(model.whisper, "cs", torch.float32)
     with model.route("cs"):
-        expected = direct([tone(0.8, 16000)])
+        expected = [direct([tone(0.8, 16000)])[0].text]
     soundfile.write(tmp_path / "mono.wav", tone(0.8, 16000), 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "stereo.wav", np.stack([tone(0.8, 48000)] * 2, 1), 48000, subtype="FLOAT")
     soundfile.write(tmp_path / "mp3.wav", tone(0.8, 16000), 16000, format="MP3")
     assert texts(model, tmp_path / "mono.wav") == expected
     assert texts(model, tmp_path / "stereo.wav") == expected
     assert len(texts(model, tmp_path / "mp3.wav")) in (1, 2)  # the encoder's padding may reach beyond a window
-    assert direct([tone(0.8, 16000)]) != expected  # the experts did speak
+    assert [direct([tone(0.8, 16000)])[0].text] != expected  # the experts did speak
 
 
 def test_a_file_of_several_windows(experts, tmp_path):

@@ -18,7 +18,7 @@ from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
-from stages.whisper.decode import Transcriber
+from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.models import compute_dtype
 
 
@@ -51,15 +51,15 @@ def evaluate(
     started, seconds = time.monotonic(), 0.0
     progress(0, sum(reader.rows), seconds)
     for batch in prefetch(_batches(reader, model.whisper.audio_window_s, settings.batch_size)):
-        texts = _decode(model, transcribe, batch, gates)
-        for utterance, text in zip(batch, texts, strict=True):
+        decoded = _decode(model, transcribe, batch, gates)
+        for utterance, (text, looped) in zip(batch, decoded, strict=True):
             counts = scoring.score(utterance.text, text, language)
             seconds += utterance.seconds
             if not counts["words"]:
                 unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
                 continue
             facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
-            rows.append({**facts, "reference": utterance.text, "hypothesis": text, **counts})
+            rows.append({**facts, "reference": utterance.text, "hypothesis": text, "looped": looped, **counts})
         progress(len(rows) + len(unscored), sum(reader.rows), seconds)
     metrics = {
         "language": language,
@@ -68,6 +68,7 @@ def evaluate(
         "split": reader.manifest["split"],
         "normaliser": scoring.NORMALISER,
         **scoring.totals(rows),
+        "loops": sum(bool(row["looped"]) for row in rows),
         "audio_seconds": round(seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "audio_window_s": model.whisper.audio_window_s,
@@ -102,14 +103,16 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
     return Utterance(row["id"], row["group"], row["seconds"], row["text"], windows)
 
 
-def _decode(model: Loaded, transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[str]:
+def _decode(model: Loaded, transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[tuple[str, bool]]:
+    """Each utterance's text, and whether it was cut at a loop."""
     clips = [window for utterance in batch for window in utterance.windows]
-    texts: list[str] = []
+    transcripts: list[Transcript] = []
     for start in range(0, len(clips), len(batch)):
         part = clips[start : start + len(batch)]
         with model.route(transcribe.language) as routing:
-            tokens = transcribe.tokens(part)
-        gates.add(routing, [len(clip) / SAMPLE_RATE for clip in part], [len(row) for row in tokens])
-        texts += transcribe.texts(tokens)
-    each = iter(texts)
-    return [" ".join(next(each) for _ in utterance.windows).strip() for utterance in batch]
+            found = transcribe(part)
+        gates.add(routing, [len(clip) / SAMPLE_RATE for clip in part], [len(one.tokens) for one in found])
+        transcripts += found
+    each = iter(transcripts)
+    parts = [[next(each) for _ in utterance.windows] for utterance in batch]
+    return [(" ".join(one.text for one in own).strip(), any(one.looped for one in own)) for own in parts]

@@ -12,6 +12,7 @@ from stages.report.summary import language_name
 from stages.report.tables import (
     Table,
     gates_table,
+    loop_notes,
     overview_table,
     setup_table,
     systems_table,
@@ -86,7 +87,7 @@ def _corpus(comparison: Comparison) -> CorpusSection:
         heading=f"{comparison.corpus}, {comparison.split}",
         verdict=comparison.verdict,
         systems=systems_table(comparison),
-        notes=comparison.notes + unscored_notes(comparison),
+        notes=comparison.notes + unscored_notes(comparison) + loop_notes(comparison),
         wer=wer_figure(f"{name}-wer", comparison.lines),
         gates=gate_figures(name, comparison.lines),
         gates_table=gates_table(comparison),

@@ -47,6 +47,7 @@ class Metrics(BaseModel):
     audio_window_s: Amount
     dtype: str
     model: str
+    loops: Count
     gates: dict[LayerName, Share]
     unscored: list[Unscored]
 

@@ -118,6 +118,13 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
     return Table(columns, rows, text=3)
 
 
+def loop_notes(comparison: Comparison) -> list[str]:
+    counts = [
+        f"{line.result.metrics.loops:,} of {line.result.name}" for line in comparison.lines if line.result.metrics.loops
+    ]
+    return [f"Hypotheses that ended in a loop, and were cut at it: {', '.join(counts)}."] if counts else []
+
+
 def unscored_notes(comparison: Comparison) -> list[str]:
     """Systems that left out the same utterances share a note."""
     systems: dict[tuple[tuple[str, str], ...], list[str]] = {}

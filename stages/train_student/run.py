@@ -155,6 +155,6 @@ def _validate(transcribe: Transcriber, clips: list[tuple[np.ndarray, str]], lang
     rows = []
     for start in range(0, len(clips), VALIDATION_BATCH):
         batch = clips[start : start + VALIDATION_BATCH]
-        hypotheses = transcribe([clip for clip, _ in batch])
-        rows += [scoring.score(text, got, language) for (_, text), got in zip(batch, hypotheses, strict=True)]
+        transcripts = transcribe([clip for clip, _ in batch])
+        rows += [scoring.score(text, got.text, language) for (_, text), got in zip(batch, transcripts, strict=True)]
     return scoring.totals(rows)

@@ -1,22 +1,58 @@
 """Greedy transcription of clips through transformers' `generate`."""
 
 import copy
-import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
 from stages.whisper.targets import prompt_ids
-from stages.whisper.window import FULL_WINDOW_S
 
-TOKENS_PER_FULL_WINDOW = 224  # openai/whisper's sample_len: half of the 448 text positions
+MAX_TOKENS = 224  # openai/whisper's sample_len: half of the 448 text positions
+TOKENS_PER_SECOND = 15  # more than any speech has, in scripts of several tokens a letter too: ends runaway text early
+LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop: at least so many tokens, in at least so many copies of one piece
+LONGEST_PIECE = 32
+CHECK_EVERY = 8
 
 
 def max_new_tokens(audio_window_s: int) -> int:
-    """The most tokens a window may give: Whisper's 224 for 30 s, in proportion for less, so that loops end early."""
-    return math.ceil(TOKENS_PER_FULL_WINDOW * audio_window_s / FULL_WINDOW_S) + 8
+    """The most tokens a window may give."""
+    return min(MAX_TOKENS, TOKENS_PER_SECOND * audio_window_s)
+
+
+def loop_start(tokens: list[int]) -> int | None:
+    """Where the loop begins that `tokens` ends in, after the first copy of what it repeats; None where there is none.
+
+    Greedy decoding that repeats itself does so up to its last allowed token; one such clip counts hundreds of errors.
+    """
+    for piece in range(1, LONGEST_PIECE + 1):
+        start = len(tokens)
+        while start > piece and tokens[start - 1] == tokens[start - 1 - piece]:
+            start -= 1
+        repeated = len(tokens) - start + piece
+        if repeated >= max(LOOP_TOKENS, LOOP_REPEATS * piece):
+            return start
+    return None
+
+
+class _EndOfLoops(StoppingCriteria):
+    """Ends each row of a batch that is in a loop; the others go on."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.Tensor:  # type: ignore[override]
+        ended = [False] * len(input_ids)
+        if input_ids.shape[1] % CHECK_EVERY == 0:
+            ended = [loop_start(row) is not None for row in input_ids.tolist()]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    tokens: list[int]  # after the prompt, up to and with end of text where it was reached
+    text: str  # stripped
+    looped: bool  # ended for repeating itself; of the repeated piece one copy is left
 
 
 class Transcriber:
@@ -33,25 +69,25 @@ class Transcriber:
         stamps = range(self.config.no_timestamps_token_id + 1, whisper.model.config.vocab_size)
         self.config.suppress_tokens = [*(self.config.suppress_tokens or []), *stamps]
 
-    def __call__(self, clips: list[np.ndarray]) -> list[str]:
-        """16 kHz clips of at most one window -> their texts, stripped."""
-        return self.texts(self.tokens(clips))
-
     @torch.inference_mode()
-    def tokens(self, clips: list[np.ndarray]) -> list[list[int]]:
-        """The tokens after the prompt, up to and with end of text where it was reached."""
+    def __call__(self, clips: list[np.ndarray]) -> list[Transcript]:
+        """16 kHz clips of at most one window -> what is said in each."""
         features = self.log_mel(clips).to(self.whisper.model.device)
         with torch.autocast(features.device.type, self.dtype, enabled=self.dtype != torch.float32):
             rows = self.whisper.model.generate(
-                features, language=self.language, task="transcribe", generation_config=self.config
+                features,
+                language=self.language,
+                task="transcribe",
+                generation_config=self.config,
+                stopping_criteria=StoppingCriteriaList([_EndOfLoops()]),
             )
-        return [self._ended(row) for row in rows.tolist()]
+        return [self._transcript(row) for row in rows.tolist()]
 
-    def _ended(self, row: list[int]) -> list[int]:
+    def _transcript(self, row: list[int]) -> Transcript:
         """Without padding; `generate` strips end of text where no other clip of the batch was longer."""
         end = self.whisper.tokenizer.eos_token_id
-        text = row[: row.index(end)] if end in row else row
-        return [*text, end] if len(text) < self.config.max_new_tokens else text
-
-    def texts(self, tokens: list[list[int]]) -> list[str]:
-        return [text.strip() for text in self.whisper.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        tokens = row[: row.index(end)] if end in row else row
+        loop = loop_start(tokens)
+        text = self.whisper.tokenizer.decode(tokens[:loop], skip_special_tokens=True).strip()
+        ended = loop is None and len(tokens) < self.config.max_new_tokens
+        return Transcript([*tokens[:loop], end] if ended else tokens[:loop], text, loop is not None)
