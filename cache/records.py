@@ -7,7 +7,7 @@ import numpy as np
 
 from cache.errors import PipelineError
 
-# Field types: "str", "float" and "bytes" are scalars; "<dtype>[]" is a flat numpy array of that dtype.
+# Field types: "str", "float", "int" and "bytes" are scalars, with "?" they may be None; "<dtype>[]" is a flat numpy array.
 UTTERANCE_FIELDS = {
     "id": "str",  # unique within the split
     "text": "str",  # transcript, Unicode NFC
@@ -19,17 +19,25 @@ UTTERANCE_FIELDS = {
     "audio": "bytes",  # 16 kHz mono FLAC
 }
 
-# T = number of target tokens (transcript and end of text, without the prompt), K = top_k.
+# T = number of target tokens (text and end of text, without the prompt), M = sum of top_counts.
+# An utterance that could not be scored has T = 0, and the reason stands in left_out.jsonl.
 TEACHER_FIELDS = {
     "id": "str",  # of the utterance
     "targets": "uint16[]",  # (T,) token ids
-    "top_ids": "uint16[]",  # (T*K,) row-major (T, K): the K most likely tokens, most likely first
-    "top_log_probs": "float16[]",  # (T*K,) their natural log-probabilities under the full softmax
-    "tail_log_probs": "float32[]",  # (T,) log of the probability mass outside the top K
+    "top_counts": "uint16[]",  # (T,) how many tokens are kept at each position
+    "top_ids": "uint16[]",  # (M,) the kept tokens, position after position, the most likely first
+    "top_probs": "uint8[]",  # (M,) their probabilities under the full softmax, see cache.distributions
+    "tail_log_probs": "float32[]",  # (T,) natural logarithm of the mass of all other tokens
+    "mean_log_prob": "float?",  # of the targets, per token, natural logarithm
+    "teacher_text": "str?",  # what the teacher itself heard, where it was asked to transcribe
+    "compression_ratio": "float?",  # of that text as decoded: bytes / zlib bytes, high where it repeats itself
+    "word_errors": "int?",  # of that text against the transcript, where there is one
+    "words": "int?",  # of the transcript, after normalisation
 }
 
 FIELDS = {"utterances": UTTERANCE_FIELDS, "teacher": TEACHER_FIELDS}
 AUDIO_FIELD = "audio"
+_SCALAR_TYPES = {"str": str, "float": float, "int": int, "bytes": bytes}
 
 
 def array_dtype(field_type: str) -> np.dtype | None:
@@ -41,10 +49,15 @@ def check_record(record: dict, fields: dict[str, str], where: str) -> dict:
     """Returns `record` if it has exactly `fields` with their types; raises PipelineError naming the field if not."""
     if record.keys() != fields.keys():
         raise PipelineError(f"{where}: fields {sorted(record)}, expected {sorted(fields)}: not a shard of this kind")
-    scalar_types = {"str": str, "float": float, "bytes": bytes}
     for name, field_type in fields.items():
-        value, dtype = record[name], array_dtype(field_type)
-        good = value.dtype == dtype and value.ndim == 1 if isinstance(value, np.ndarray) else dtype is None
-        if not good or (dtype is None and not isinstance(value, scalar_types[field_type])):
-            raise PipelineError(f"{where}: field '{name}' is {type(value).__name__}, expected {field_type}")
+        if not _is_of(record[name], field_type):
+            raise PipelineError(f"{where}: field '{name}' is {type(record[name]).__name__}, expected {field_type}")
     return record
+
+
+def _is_of(value: object, field_type: str) -> bool:
+    if (dtype := array_dtype(field_type)) is not None:
+        return isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == 1
+    if value is None:
+        return field_type.endswith("?")
+    return type(value) is _SCALAR_TYPES[field_type.removesuffix("?")]

@@ -4,15 +4,20 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cache import files, parquet, webdataset
+from cache.distributions import check_distributions
 from cache.errors import PipelineError
+from cache.npy import read_npy
 from cache.records import FIELDS
 from cache.settings import plain, superseded
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 FORMATS = {"parquet": parquet, "webdataset": webdataset}
@@ -55,14 +60,16 @@ class ShardWriter:
 
     def write(self, index: int, records: list[dict], **facts: Any) -> None:
         """Writes shard `index` and records it, with `facts` beside its row count, size and hash."""
-        codec = FORMATS[self.format]
-        path = self.folder / f"shard-{index:05d}{codec.SUFFIX}"
-        with files.atomic_path(path) as temporary:
-            codec.write(temporary, FIELDS[self.kind], records)
-            size, digest = temporary.stat().st_size, files.sha256_file(temporary)
-        entry = {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, **facts}
-        self.shards[index] = entry
+        self.record(write_shard(self.folder, self.kind, self.format, index, records, **facts))
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Notes a shard that `write_shard` has written, here or in another process."""
+        self.shards[entry["index"]] = entry
         files.write_json(self.folder / PROGRESS, self._header())
+
+    def read(self, index: int) -> list[dict]:
+        """The records of a shard that is recorded."""
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Writes the manifest, with `facts` beside the shard list, and returns it."""
@@ -83,13 +90,56 @@ class ShardWriter:
         }
 
 
+def write_shard(folder: Path, kind: str, format: str, index: int, records: list[dict], **facts: Any) -> dict[str, Any]:
+    """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
+    codec = FORMATS[format]
+    path = folder / f"shard-{index:05d}{codec.SUFFIX}"
+    with files.atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            codec.write(file, FIELDS[kind], records)
+        size, digest = temporary.stat().st_size, files.sha256_file(temporary)
+    return {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, **facts}
+
+
+def read_shard(
+    folder: Path, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
+) -> list[dict]:
+    """The records of one shard, in order; with `only`, just those of their fields. Raises PipelineError where damaged."""
+    path = folder / entry["name"]
+    fields = {name: type_ for name, type_ in FIELDS[kind].items() if not only or name in only}
+    try:
+        with open(path, "rb") as file:
+            records = FORMATS[format].read(file, fields, str(path))
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
+    if len(records) != entry["rows"]:
+        raise PipelineError(f"{path} holds {len(records)} records, its manifest says {entry['rows']}")
+    if kind == "teacher" and not only:
+        for record in records:
+            check_distributions(record, settings, f"{path}, {record['id']}")
+    return records
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
     header = files.read_json(path)
     good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
     if not good or not isinstance(header.get("shards"), list):
         raise PipelineError(f"{path}: not written by this program: expected settings and shards; use another folder")
+    for entry in header["shards"]:
+        _check_entry(entry, path)
     return header
+
+
+def _check_entry(entry: Any, path: Path) -> None:
+    """A shard's name must not lead out of its folder, whoever wrote the manifest."""
+    found = entry if isinstance(entry, dict) else {}
+    numbers = [found.get(name) for name in ("index", "rows", "bytes")]
+    good = all(type(number) is int and number >= 0 for number in numbers) and isinstance(found.get("sha256"), str)
+    if not good or not re.fullmatch(r"shard-\d{5,}\.(parquet|tar)", str(found.get("name"))):
+        raise PipelineError(
+            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes and sha256"
+        )
 
 
 class ShardReader:
@@ -126,14 +176,20 @@ class ShardReader:
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """The records of the shard at position `index`, in order; with `only`, just those of their fields."""
-        entry = self.shards[index]
-        fields = {name: kind for name, kind in FIELDS[self.kind].items() if not only or name in only}
-        records = FORMATS[self.manifest["format"]].read(self.folder / entry["name"], fields)
-        if len(records) != entry["rows"]:
+        return read_shard(self.folder, self.kind, self.manifest["format"], self.shards[index], self.settings, only)
+
+    def tail(self) -> np.ndarray:
+        """The teacher's mean distribution outside its kept tokens: float32 (vocab_size,), summing to one."""
+        path = self.folder / "tail.npy"
+        try:
+            array = read_npy(path.read_bytes()).copy()
+        except (OSError, ValueError) as error:
+            raise PipelineError(f"{path}: not readable ({error}): the cache is damaged") from None
+        if array.shape != (self.settings["vocab_size"],) or array.dtype != np.float32:
             raise PipelineError(
-                f"{self.folder / entry['name']} holds {len(records)} records, its manifest says {entry['rows']}"
+                f"{path}: {array.dtype} {array.shape}, expected float32 ({self.settings['vocab_size']},)"
             )
-        return records
+        return array
 
     def fingerprint(self) -> str:
         """Changes whenever a record changes: a hash over the shards' hashes."""

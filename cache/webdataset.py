@@ -4,36 +4,34 @@ Written with the stock `webdataset` writer and readable with its reader. Read he
 the stock reader ends in silence at a tar that was cut at a member boundary and would unpickle what it is given.
 """
 
-import io
 import json
 import tarfile
 import tokenize
-from pathlib import Path
-
-import numpy as np
+from typing import BinaryIO
 
 from cache.errors import PipelineError
+from cache.npy import npy_bytes, read_npy
 from cache.records import AUDIO_FIELD, array_dtype, check_record
 
 SUFFIX = ".tar"
 
 
-def write(path: Path, fields: dict[str, str], records: list[dict]) -> None:
+def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
     """Writes `records`; the bytes depend on nothing but them (time stamps and owners are fixed)."""
     import webdataset  # here, since it loads torch, which nothing else in this package needs
 
-    with open(path, "wb") as stream, webdataset.TarWriter(stream, mtime=0, user="root", group="root") as tar:
+    with webdataset.TarWriter(file, mtime=0, user="root", group="root") as tar:
         for row, record in enumerate(records):
             tar.write({"__key__": f"{row:06d}", **_members(record, fields)})
 
 
 def _members(record: dict, fields: dict[str, str]) -> dict[str, bytes]:
     # Keys are row numbers and ids stand in the JSON: an id with a dot would silently merge with its neighbour.
-    scalars = {name: record[name] for name, kind in fields.items() if kind in ("str", "float")}
+    scalars = {name: record[name] for name, kind in fields.items() if kind != "bytes" and array_dtype(kind) is None}
     members = {"json": json.dumps(scalars, ensure_ascii=False).encode()}
     for name, kind in fields.items():
         if array_dtype(kind) is not None:
-            members[_ending(name, kind)] = _npy(record[name])
+            members[_ending(name, kind)] = npy_bytes(record[name])
         elif kind == "bytes":
             members[_ending(name, kind)] = record[name]
     return members
@@ -46,31 +44,25 @@ def _ending(name: str, kind: str) -> str:
     return "flac" if name == AUDIO_FIELD else "json"
 
 
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def read(path: Path, fields: dict[str, str]) -> list[dict]:
+def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
     """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
 
-    Raises PipelineError on a damaged or foreign file.
+    Raises PipelineError, which begins with `where`, on a damaged or foreign file.
     """
     wanted = {"json", *(_ending(name, kind) for name, kind in fields.items())}
     samples: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, _, ending = member.name.partition(".")
                 stream = tar.extractfile(member)
                 if stream is None or not ending:
-                    raise PipelineError(f"{path}: member '{member.name}' is not a file of a sample")
+                    raise PipelineError(f"{where}: member '{member.name}' is not a file of a sample")
                 if ending in wanted:
                     samples.setdefault(key, {})[ending] = stream.read()
-        return [_record(members, fields, f"{path}, sample {key}") for key, members in samples.items()]
+        return [_record(members, fields, f"{where}, sample {key}") for key, members in samples.items()]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise PipelineError(f"{path}: not a readable tar shard ({error})") from None
+        raise PipelineError(f"{where}: not a readable tar shard ({error})") from None
 
 
 def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> dict:
@@ -78,7 +70,7 @@ def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> di
         record = dict(json.loads(members["json"]))
         for name, kind in fields.items():
             if array_dtype(kind) is not None:
-                record[name] = np.load(io.BytesIO(members[_ending(name, kind)]), allow_pickle=False)
+                record[name] = read_npy(members[_ending(name, kind)])
             elif kind == "bytes":
                 record[name] = members[_ending(name, kind)]
     except (KeyError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError) as error:

@@ -131,7 +131,13 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 )
 @lang_option
 @click.option("--teacher", help="Hub id or folder; used as it is.")
-@click.option("--top-k", type=int, help="Tokens kept at each position.")
+@click.option(
+    "--targets",
+    type=click.Choice(["reference", "pseudo"]),
+    help="What is scored: the transcript, or the teacher's own.",
+)
+@click.option("--top-k", type=int, help="The most tokens kept at a position.")
+@click.option("--top-p", type=float, help="The mass that the kept tokens reach, where top-k allows.")
 @click.option("--batch-size", type=int)
 @click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
 @click.option("--device", help="auto, cpu or cuda.")
@@ -141,7 +147,9 @@ def teacher_cache_command(
     ctx: click.Context,
     languages: list[str],
     teacher: str | None,
+    targets: str | None,
     top_k: int | None,
+    top_p: float | None,
     batch_size: int | None,
     format_: str | None,
     device: str | None,
@@ -151,7 +159,8 @@ def teacher_cache_command(
     from pipeline.commands.teacher_cache import teacher_cache
 
     changes = {"teacher": {"model": teacher}} if teacher else {}
-    flags = {"teacher_cache__top_k": top_k, "teacher_cache__batch_size": batch_size, "teacher_cache__format": format_}
+    given = {"targets": targets, "top_k": top_k, "top_p": top_p, "batch_size": batch_size, "format": format_}
+    flags = {f"teacher_cache__{name}": value for name, value in given.items()}
     teacher_cache(_params(ctx, device=device, **changes, **flags), languages, restart)
 
 

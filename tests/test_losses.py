@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 from makers import make_utterance
 from torch.nn import functional as F
 
+from cache.distributions import quantise, stored_log_probs
 from cache.shards import ShardReader, ShardWriter
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.losses import (
-    DIVERGENCES,
     TeacherTargets,
     cross_entropy_sum,
+    divergence_sum,
     forward_kl_sum,
     gate_mean,
     jensen_shannon_sum,
-    student_bins,
-    teacher_bins,
 )
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -54,20 +53,20 @@ def dense_torch(name: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def cached(teacher_logits: np.ndarray, top_k: int, exact: bool = True) -> TeacherTargets:
-    """What the teacher cache keeps of these logits (N, V), from their float64 softmax; rounded to float16 unless `exact`."""
+    """What the teacher cache keeps of these logits (N, V), from their float64 softmax; rounded to 8 bits unless `exact`."""
     p = softmax(teacher_logits)
     top_ids = np.argsort(-p, axis=-1, kind="stable")[:, :top_k]
     top = np.log(np.take_along_axis(p, top_ids, -1))
     rest = p.copy()
     np.put_along_axis(rest, top_ids, 0, -1)
-    stored = top.astype(np.float32 if exact else np.float16).astype(np.float32)
+    stored = top.astype(np.float32) if exact else stored_log_probs(quantise(np.exp(top), 8), 8)
     tail = np.log(rest.sum(-1)).astype(np.float32)
-    return TeacherTargets(torch.from_numpy(top_ids), torch.from_numpy(stored), torch.from_numpy(tail))
+    positions = np.repeat(np.arange(len(p)), top_k)
+    return TeacherTargets(*map(torch.from_numpy, (positions, top_ids.flatten(), stored.flatten(), tail)))
 
 
 def sparse(name: str, teacher: TeacherTargets, student_logits: torch.Tensor) -> torch.Tensor:
-    bins = student_bins(student_logits.log_softmax(-1), teacher.top_ids)
-    return DIVERGENCES[name](teacher_bins(teacher), bins)
+    return divergence_sum(name, "bucket", teacher, student_logits.log_softmax(-1), None)
 
 
 def random_logits(seed: int, positions: int = 5, vocabulary: int = 12, scale: float = 2.0) -> np.ndarray:

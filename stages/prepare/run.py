@@ -12,8 +12,7 @@ from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
-from cache.records import FIELDS
-from cache.shards import FORMATS, MANIFEST, PROGRESS, ShardReader, ShardWriter
+from cache.shards import MANIFEST, PROGRESS, ShardReader, ShardWriter
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
@@ -104,6 +103,7 @@ def _split_settings(
             "corpus": chosen["corpus"],
             **{f"corpus.{name}": value for name, value in chosen.items() if name != "corpus"},
             "min_seconds": settings.min_seconds,
+            "untranscribed": split == "train" and settings.untranscribed,
             "max_seconds": _longest(split, max_seconds),
             "shard_rows": settings.shard_rows,
             "items": items,
@@ -157,7 +157,7 @@ class _Work:
             shard = items[start : start + rows]
             if index in writer.shards:
                 entry = writer.shards[index]
-                self._hear(label, FORMATS[writer.format].read(writer.folder / entry["name"], FIELDS[KIND]))
+                self._hear(label, writer.read(index))
                 self._advance(len(shard), entry["seconds"])
             else:
                 records, left_out = self._make_shard(split, label, shard, pool)
@@ -169,7 +169,10 @@ class _Work:
         self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor
     ) -> tuple[list[dict], list[LeftOut]]:
         make = partial(
-            make_utterance, min_seconds=self.settings.min_seconds, max_seconds=_longest(split, self.max_seconds)
+            make_utterance,
+            min_seconds=self.settings.min_seconds,
+            max_seconds=_longest(split, self.max_seconds),
+            untranscribed=split == "train" and self.settings.untranscribed,
         )
         records: list[dict] = []
         left_out: list[LeftOut] = []

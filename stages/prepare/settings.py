@@ -14,6 +14,9 @@ class Settings(BaseModel):
 class PrepareSettings(Settings):
     shard_rows: int = Field(default=512, ge=1)  # items of the corpus per shard; what is left out makes a shard shorter
     min_seconds: float = Field(default=0.2, ge=0)
+    untranscribed: bool = Field(
+        default=False, description="keep training recordings without a text, for teacher_cache.targets 'pseudo'"
+    )
     format: Literal["parquet", "webdataset"] = "parquet"
 
 

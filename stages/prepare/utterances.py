@@ -23,14 +23,19 @@ class LeftOut:
     detail: str
 
 
-def make_utterance(item: Item, min_seconds: float, max_seconds: float | None) -> dict | LeftOut:
+def make_utterance(
+    item: Item, min_seconds: float, max_seconds: float | None, untranscribed: bool = False
+) -> dict | LeftOut:
     """A record of cache.records.UTTERANCE_FIELDS, with the text in NFC, its case and punctuation kept.
 
     max_seconds: None where any length will do. Memory is bounded by it, however long the recording.
+    untranscribed: keep it where it has no text, too.
     """
     text = clean_text(item.text)
     if not has_words(text):
-        return _left_out(item, "no_text", repr(item.text))
+        if not untranscribed:
+            return _left_out(item, "no_text", repr(item.text))
+        text = ""
     longest = math.inf if max_seconds is None else max_seconds
     try:
         samples = audio.decode(item.audio if isinstance(item.audio, Path) else item.audio(), longest)

@@ -1,25 +1,23 @@
 """Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache.errors import PipelineError
-from cache.files import write_jsonl
+from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.shards import ShardReader, ShardWriter
-from stages.audio import decode_flac
-from stages.prefetch import prefetch
-from stages.teacher_cache.score import Batch, score
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, compute_dtype, tokenizer_fingerprint
-from stages.whisper.targets import decoder_inputs, prompt_ids, reason_to_leave_out, target_ids
+from stages.teacher_cache.shard import Job, ScoredShard, ShardScorer
+from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
+from stages.whisper.models import Whisper, compute_dtype
 
 LEFT_OUT = "left_out.jsonl"
+TAIL = "tail.npy"
+PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
+Progress = Callable[[int, int, float], None]
 
 
 def cache_teacher(
@@ -30,159 +28,93 @@ def cache_teacher(
     settings: TeacherCacheSettings,
     device: torch.device,
     restart: bool = False,
-    progress: Callable[[int, int, float], None] = lambda done, total, seconds: None,
+    progress: Progress = lambda done, total, seconds: None,
+    student: Vocabulary | None = None,
 ) -> dict[str, Any]:
     """Writes the teacher shards of one split to `out` and returns their manifest; goes on where it was interrupted.
 
     progress: called with utterances done, utterances in all, and seconds of audio done.
+    student: whose token ids are stored; None: the teacher's own.
     """
     source = ShardReader(utterances, "utterances")
-    dtype = compute_dtype(settings.dtype, device)
-    prompt = prompt_ids(teacher.tokenizer, language)
-    facts = _settings(teacher, source, prompt, language, settings, dtype)
-    writer = ShardWriter(out, "teacher", facts, settings.format, restart)
+    job = Job(teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device))
+    writer = ShardWriter(out, "teacher", job.facts(source), settings.format, restart)
     if writer.complete:
+        _remove_parts(out)
         return ShardReader(out, "teacher").manifest
     teacher.model.to(device)
-    done = _Done(progress, sum(source.rows))
-    for index in sorted(writer.shards):
-        done.utterances, done.seconds = (
-            done.utterances + source.rows[index],
-            done.seconds + source.shards[index]["seconds"],
-        )
-    done.tell()
-    for index in range(len(source.shards)):
-        if index not in writer.shards:
-            records, left_out = _score_shard(teacher, source.read(index), prompt, language, settings, dtype, done)
-            tokens = sum(len(record["targets"]) for record in records)
-            writer.write(index, records, tokens=tokens, seconds=source.shards[index]["seconds"], left_out=left_out)
-    return _finish(writer)
+    done = Done(progress, source, writer)
+    waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
+    shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
+    for shard in ShardScorer(job).run(shards, done.add):
+        write_part(out, shard)
+        writer.write(shard.index, shard.records, **shard_facts(shard, source))
+    return finish(writer)
 
 
-@dataclass
-class _Done:
+class Done:
     """How far the work is, for the progress callback."""
 
-    progress: Callable[[int, int, float], None]
-    total: int
-    utterances: int = 0
-    seconds: float = 0.0
+    def __init__(self, progress: Progress, source: ShardReader, writer: ShardWriter):
+        self.progress, self.total = progress, sum(source.rows)
+        self.utterances, self.seconds = 0, 0.0
+        self.add(
+            sum(source.rows[index] for index in writer.shards),
+            sum(source.shards[index]["seconds"] for index in writer.shards),
+        )
 
-    def tell(self) -> None:
+    def add(self, utterances: int, seconds: float) -> None:
+        self.utterances, self.seconds = self.utterances + utterances, self.seconds + seconds
         self.progress(self.utterances, self.total, self.seconds)
 
 
-def _settings(
-    teacher: Whisper,
-    source: ShardReader,
-    prompt: list[int],
-    language: str,
-    settings: TeacherCacheSettings,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
-    if not settings.top_k < teacher.model.config.vocab_size:
-        raise PipelineError(
-            f"top_k is {settings.top_k}, expected less than the vocabulary's {teacher.model.config.vocab_size}"
-        )
-    if teacher.model.config.vocab_size > np.iinfo(np.uint16).max:
-        raise PipelineError(
-            f"{teacher.source}: vocabulary of {teacher.model.config.vocab_size}, expected at most 65535"
-        )
+def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
+    """What the manifest says of a shard beside its rows, size and hash."""
+    heard = [record for record in shard.records if record["word_errors"] is not None]
     return {
-        "language": language,
-        "split": source.manifest["split"],
-        "utterances": source.fingerprint(),
-        "teacher": teacher.source,
-        "teacher_weights": teacher.fingerprint,
-        "tokenizer": tokenizer_fingerprint(teacher.tokenizer),
-        "vocab_size": teacher.model.config.vocab_size,
-        "prompt": prompt,
-        "targets": "reference",
-        "audio_window_s": teacher.audio_window_s,
-        "top_k": settings.top_k,
-        "temperature": 1.0,
-        "top_log_probs": "float16, natural logarithm",
-        "dtype": str(dtype).removeprefix("torch."),
-        "attention": teacher.model.config._attn_implementation,
-        "batch_size": settings.batch_size,
+        "tokens": shard.tokens,
+        "seconds": source.shards[shard.index]["seconds"],
+        "word_errors": sum(record["word_errors"] for record in heard),
+        "words": sum(record["words"] for record in heard),
+        "left_out": shard.left_out,
     }
 
 
-def _score_shard(
-    teacher: Whisper,
-    utterances: list[dict],
-    prompt: list[int],
-    language: str,
-    settings: TeacherCacheSettings,
-    dtype: torch.dtype,
-    done: _Done,
-) -> tuple[list[dict], list[dict[str, Any]]]:
-    """The side-car records in the utterances' order, and what was left out (a record without targets stands there)."""
-    targets = [target_ids(teacher.tokenizer, utterance["text"], language) for utterance in utterances]
-    reasons = [
-        reason_to_leave_out(utterance["seconds"], teacher.audio_window_s, prompt, ids)
-        for utterance, ids in zip(utterances, targets, strict=True)
-    ]
-    left_out = [
-        {"id": utterance["id"], "reason": reason[0], "detail": reason[1]}
-        for utterance, reason in zip(utterances, reasons, strict=True)
-        if reason
-    ]
-    kept = [row for row, reason in enumerate(reasons) if not reason]
-    scored: dict[int, dict[str, np.ndarray]] = {}
-    for batch in prefetch(_batches(teacher, utterances, targets, kept, prompt, settings.batch_size)):
-        for row, ids, arrays in zip(
-            batch.rows, batch.targets, score(teacher.model, batch, prompt, settings.top_k, dtype), strict=True
-        ):
-            scored[row] = {"targets": np.array(ids, np.uint16), **arrays}
-            done.seconds += utterances[row]["seconds"]
-        done.utterances += len(batch.rows)
-        done.tell()
-    done.utterances += len(left_out)
-    if left_out:
-        done.seconds += sum(
-            utterance["seconds"] for utterance, reason in zip(utterances, reasons, strict=True) if reason
-        )
-        done.tell()
-    return [
-        {"id": utterance["id"], **scored.get(row, _nothing())} for row, utterance in enumerate(utterances)
-    ], left_out
+def write_part(folder: Path, shard: ScoredShard) -> None:
+    """Before its shard is recorded: a shard that is there has its part."""
+    with atomic_path(folder / PART.format(shard.index)) as temporary, open(temporary, "wb") as file:
+        np.save(file, shard.tail_V)
 
 
-def _batches(
-    teacher: Whisper,
-    utterances: list[dict],
-    targets: list[list[int]],
-    kept: list[int],
-    prompt: list[int],
-    batch_size: int,
-) -> Iterator[Batch]:
-    """Longest transcripts first: little padding, and memory that does not fit shows at once."""
-    log_mel = LogMel(teacher.model.config.num_mel_bins, teacher.audio_window_s)
-    by_length = sorted(kept, key=lambda row: (-len(targets[row]), row))
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        clips = [decode_flac(utterances[row]["audio"]) for row in rows]
-        chosen = [targets[row] for row in rows]
-        yield Batch(rows, log_mel(clips), decoder_inputs(prompt, chosen, teacher.tokenizer.eos_token_id), chosen)
-
-
-def _nothing() -> dict[str, np.ndarray]:
-    return {
-        "targets": np.empty(0, np.uint16),
-        "top_ids": np.empty(0, np.uint16),
-        "top_log_probs": np.empty(0, np.float16),
-        "tail_log_probs": np.empty(0, np.float32),
-    }
-
-
-def _finish(writer: ShardWriter) -> dict[str, Any]:
-    left_out = [row for entry in writer.shards.values() for row in entry["left_out"]]
+def finish(writer: ShardWriter) -> dict[str, Any]:
+    entries = [writer.shards[index] for index in sorted(writer.shards)]
+    left_out = [row for entry in entries for row in entry["left_out"]]
     counts: dict[str, int] = {}
     for row in left_out:
         counts[row["reason"]] = counts.get(row["reason"], 0) + 1
     write_jsonl(writer.folder / LEFT_OUT, left_out)
-    entries = writer.shards.values()
-    tokens, seconds = sum(entry["tokens"] for entry in entries), sum(entry["seconds"] for entry in entries)
-    return writer.finish(tokens=tokens, seconds=seconds, left_out=counts)
+    totals: dict[str, Any] = {
+        name: sum(entry[name] for entry in entries) for name in ("tokens", "seconds", "word_errors", "words")
+    }
+    if totals["words"]:
+        totals["teacher_wer"] = totals["word_errors"] / totals["words"]
+    manifest = writer.finish(tail=_write_tail(writer), left_out=counts, **totals)
+    _remove_parts(writer.folder)
+    return manifest
+
+
+def _write_tail(writer: ShardWriter) -> dict[str, Any]:
+    """The mean over all positions of the distribution outside the kept tokens, scaled to sum to one: float32 (V,)."""
+    tail_V = np.zeros(writer.settings["vocab_size"], np.float64)
+    for index in sorted(writer.shards):
+        tail_V += np.load(writer.folder / PART.format(index), allow_pickle=False)
+    mass = tail_V.sum()
+    path = writer.folder / TAIL
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, (tail_V / mass if mass else tail_V).astype(np.float32))
+    return {"name": TAIL, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _remove_parts(folder: Path) -> None:
+    for path in folder.glob(PART.format(0).replace("00000", "*")):
+        path.unlink(missing_ok=True)

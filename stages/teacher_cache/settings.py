@@ -8,7 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field
 class TeacherCacheSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    top_k: int = Field(64, ge=1, le=4096, description="tokens kept at each position; the rest is kept as one mass")
+    targets: Literal["reference", "pseudo"] = Field(
+        "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
+    )
+    transcribe: bool = Field(
+        False, description="with reference targets, too, keep what the teacher hears: train.max_teacher_wer needs it"
+    )
+    top_p: float = Field(0.95, gt=0, le=1, description="at each position the fewest tokens that reach this mass ...")
+    min_k: int = Field(8, ge=1, description="... but at least so many")
+    top_k: int = Field(64, ge=1, le=4096, description="... and at most so many; the rest is kept as one mass")
+    bits: int = Field(8, ge=4, le=8, description="of a stored probability")
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     format: Literal["parquet", "webdataset"] = "parquet"
+
+    @property
+    def fewest(self) -> int:
+        """min_k, where top_k allows it."""
+        return min(self.min_k, self.top_k)
+
+    @property
+    def hears(self) -> bool:
+        """Whether the teacher transcribes."""
+        return self.targets == "pseudo" or self.transcribe

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cache.distributions import stored_log_probs
 from cache.errors import PipelineError
 from cache.order import SHARDS_AT_ONCE, epoch_order
 from cache.settings import differences
 from cache.shards import ShardReader
 from stages.audio import decode_flac
+from stages.train_student.filters import check_filters, reasons_to_leave_out
 from stages.train_student.losses import TeacherTargets
+from stages.train_student.settings import TrainSettings
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper, tokenizer_fingerprint
 from stages.whisper.targets import decoder_inputs, prompt_ids, reason_to_leave_out, target_ids, target_positions
@@ -40,16 +43,25 @@ class TrainingData:
     """
 
     def __init__(
-        self, utterances: ShardReader, teacher: ShardReader | None, student: Whisper, language: str, fraction: float
+        self,
+        utterances: ShardReader,
+        teacher: ShardReader | None,
+        student: Whisper,
+        language: str,
+        settings: TrainSettings,
     ):
-        self.utterances, self.teacher, self.language = utterances, teacher, language
-        self.student, self.prompt = student, prompt_ids(student.tokenizer, language)
+        self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
+        self.student, self.prompt = student, prompt_ids(student, language)
         self.log_mel = LogMel(student.model.config.num_mel_bins, student.audio_window_s)
+        self.tail_V: torch.Tensor | None = None  # the teacher's mean tail
+        self.pseudo = teacher is not None and teacher.settings.get("targets") == "pseudo"
         if teacher is not None:
             self._check_teacher(teacher)
+            check_filters(teacher, settings)
+            self.tail_V = torch.from_numpy(teacher.tail())
         self.left_out: list[dict[str, str]] = []
         groups = [self._index(shard) for shard in range(len(utterances.shards))]
-        chosen = _choose_groups(groups, fraction)
+        chosen = _choose_groups(groups, settings.train_fraction)
         self.kept = [[row for row, group in shard.items() if group in chosen] for shard in groups]
         self.not_chosen = sum(map(len, groups)) - len(self)
         if not len(self):
@@ -79,17 +91,23 @@ class TrainingData:
     def _index(self, shard: int) -> dict[int, str]:
         """row -> group of the utterances that can be trained on."""
         rows = self.utterances.read(shard, only=("id", "text", "seconds", "group"))
+        reasons: dict[str, tuple[str, str]] = {}
         if self.teacher is not None:
             self._check_ids(shard, [row["id"] for row in rows])
+            reasons = reasons_to_leave_out(self.teacher, shard, self.settings)
         groups = {}
         for number, row in enumerate(rows):
-            targets = target_ids(self.student.tokenizer, row["text"], self.language)
-            reason = reason_to_leave_out(row["seconds"], self.student.audio_window_s, self.prompt, targets)
-            if reason:
+            if reason := reasons.get(row["id"]) or self._reason(row):
                 self.left_out.append({"id": row["id"], "reason": reason[0], "detail": reason[1]})
             else:
                 groups[number] = row["group"]
         return groups
+
+    def _reason(self, row: dict) -> tuple[str, str] | None:
+        targets = [] if self.pseudo else target_ids(self.student.tokenizer, row["text"], self.language)
+        if not self.pseudo and not row["text"]:
+            return "no_text", "no transcript"
+        return reason_to_leave_out(row["seconds"], self.student.audio_window_s, self.prompt, targets)
 
     def _check_ids(self, shard: int, ids: list[str]) -> None:
         assert self.teacher is not None
@@ -120,14 +138,17 @@ class TrainingData:
             return rows
         scored = self.teacher.read(shard)
         for number in self.kept[shard]:
-            if scored[number]["targets"].tolist() != target_ids(
-                self.student.tokenizer, rows[number]["text"], self.language
-            ):
-                where = f"{self.teacher.folder / self.teacher.shards[shard]['name']}, {rows[number]['id']}"
-                raise PipelineError(
-                    f"{where}: its targets are not the transcript's tokens: the shards do not belong together"
-                )
+            self._check_targets(scored[number]["targets"].tolist(), rows[number], shard)
         return [{**row, **side, "targets": side["targets"].tolist()} for row, side in zip(rows, scored, strict=True)]
+
+    def _check_targets(self, targets: list[int], row: dict, shard: int) -> None:
+        assert self.teacher is not None
+        wanted = target_ids(self.student.tokenizer, row["text"], self.language)
+        if not targets or (not self.pseudo and targets != wanted):
+            where = f"{self.teacher.folder / self.teacher.shards[shard]['name']}, {row['id']}"
+            raise PipelineError(
+                f"{where}: its targets are not the transcript's tokens: the shards do not belong together"
+            )
 
     def _collate(self, rows: list[dict]) -> Batch:
         targets = [row["targets"] for row in rows]
@@ -143,18 +164,19 @@ class TrainingData:
             targets=torch.tensor([token for ids in targets for token in ids]),
             encoder_mask=torch.arange(window) < real[:, None],
             decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],
-            teacher=None if self.teacher is None else _teacher_targets(rows, self.teacher.settings["top_k"]),
+            teacher=None if self.teacher is None else _teacher_targets(rows, self.teacher.settings["bits"]),
         )
 
 
-def _teacher_targets(rows: list[dict], top_k: int) -> TeacherTargets:
-    joined = {
-        name: np.concatenate([row[name] for row in rows]) for name in ("top_ids", "top_log_probs", "tail_log_probs")
-    }
+def _teacher_targets(rows: list[dict], bits: int) -> TeacherTargets:
+    counts, ids, codes, tails = (
+        np.concatenate([row[name] for row in rows]) for name in ("top_counts", "top_ids", "top_probs", "tail_log_probs")
+    )
     return TeacherTargets(
-        torch.from_numpy(joined["top_ids"].astype(np.int64)).view(-1, top_k),
-        torch.from_numpy(joined["top_log_probs"].astype(np.float32)).view(-1, top_k),
-        torch.from_numpy(joined["tail_log_probs"]),
+        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(stored_log_probs(codes, bits)),
+        torch.from_numpy(tails),
     )
 
 

@@ -14,14 +14,7 @@ from cache.errors import PipelineError
 from stages.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.data import Batch, TrainingData
-from stages.train_student.losses import (
-    DIVERGENCES,
-    TeacherTargets,
-    cross_entropy_sum,
-    gate_mean,
-    student_bins,
-    teacher_bins,
-)
+from stages.train_student.losses import TeacherTargets, cross_entropy_sum, divergence_sum, gate_mean
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -122,8 +115,8 @@ class Run:
         parts = {"ce": loss.item()}
         if batch.teacher is not None:
             teacher = TeacherTargets(*(tensor.to(self.device) for tensor in vars(batch.teacher).values()))
-            bins = student_bins(log_probs_NV, teacher.top_ids)
-            kd = DIVERGENCES[settings.kd_divergence](teacher_bins(teacher), bins) / positions
+            tail_V = None if self.data.tail_V is None else self.data.tail_V.to(self.device)
+            kd = divergence_sum(settings.kd_divergence, settings.kd_tail, teacher, log_probs_NV, tail_V) / positions
             loss, parts = loss + settings.kd_weight * kd, {**parts, "kd": kd.item()}
         if routing.gates:
             mean = gate_mean(routing.gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))

@@ -1,17 +1,30 @@
 """Losses over the N real target positions of a batch, as sums: whoever calls divides once, by all positions of a step."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
+
+Divergence = Literal["js", "kl"]
+Tail = Literal["bucket", "spread", "renormalise"]
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher at N positions: its K most likely tokens and the mass of all others."""
+    """The teacher at N positions: M kept tokens in all, and at each position the mass of all others."""
 
-    top_ids: torch.Tensor  # (N, K) int64
-    top_log_probs: torch.Tensor  # (N, K) float32
+    positions: torch.Tensor  # (M,) int64: which of the N
+    ids: torch.Tensor  # (M,) int64
+    log_probs: torch.Tensor  # (M,) float32
     tail_log_probs: torch.Tensor  # (N,) float32
+
+
+class Bins(NamedTuple):
+    """Log-probabilities of the kept tokens, and of all others together."""
+
+    kept_M: torch.Tensor
+    tail_N: torch.Tensor
 
 
 def cross_entropy_sum(log_probs_NV: torch.Tensor, targets_N: torch.Tensor, label_smoothing: float) -> torch.Tensor:
@@ -22,31 +35,72 @@ def cross_entropy_sum(log_probs_NV: torch.Tensor, targets_N: torch.Tensor, label
     return -((1 - label_smoothing) * likelihood_N + label_smoothing * log_probs_NV.mean(-1)).sum()
 
 
-def student_bins(log_probs_NV: torch.Tensor, top_ids_NK: torch.Tensor) -> torch.Tensor:
-    """(N, K+1): the student's log-probabilities of the teacher's K tokens, and of all others together."""
-    top_NK = log_probs_NV.gather(-1, top_ids_NK)
-    tail_N = log_probs_NV.scatter(-1, top_ids_NK, -torch.inf).logsumexp(-1)
-    return torch.cat([top_NK, tail_N.unsqueeze(-1)], -1)
+def student_bins(log_probs_NV: torch.Tensor, teacher: TeacherTargets) -> Bins:
+    kept = teacher.positions, teacher.ids
+    others_NV = log_probs_NV.index_put(kept, log_probs_NV.new_tensor(-torch.inf))
+    return Bins(log_probs_NV[kept], others_NV.logsumexp(-1))
 
 
-def teacher_bins(teacher: TeacherTargets) -> torch.Tensor:
-    """(N, K+1): the stored log-probabilities, normalised, since rounding leaves their sum a little off one."""
-    return torch.cat([teacher.top_log_probs, teacher.tail_log_probs.unsqueeze(-1)], -1).log_softmax(-1)
+def teacher_bins(teacher: TeacherTargets, tail: Tail = "bucket") -> Bins:
+    """Scaled to sum to one, which rounding leaves them a little off; `renormalise`: over the kept tokens alone."""
+    tail_N = torch.full_like(teacher.tail_log_probs, -torch.inf) if tail == "renormalise" else teacher.tail_log_probs
+    total_N = tail_N.exp().index_add(0, teacher.positions, teacher.log_probs.exp()).log()
+    return Bins(teacher.log_probs - total_N[teacher.positions], tail_N - total_N)
 
 
-def jensen_shannon_sum(teacher_bins_NK: torch.Tensor, student_bins_NK: torch.Tensor) -> torch.Tensor:
+def jensen_shannon_sum(teacher: Bins, student: Bins) -> torch.Tensor:
     """Sum over positions of JS(p, q) = (KL(p|m) + KL(q|m)) / 2 with m = (p + q) / 2, in nats (paper, equation 5).
 
     Bins merge tokens, so the value never exceeds that over the full vocabulary.
     """
-    log_p, log_q = teacher_bins_NK, student_bins_NK
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
-    return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum()
+    total = student.tail_N.new_zeros(())
+    for log_p, log_q in zip(teacher, student, strict=True):
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        p = log_p.exp()
+        total = total + 0.5 * (torch.xlogy(p, p) - p * log_m + log_q.exp() * (log_q - log_m)).sum()
+    return total
 
 
-def forward_kl_sum(teacher_bins_NK: torch.Tensor, student_bins_NK: torch.Tensor) -> torch.Tensor:
+def forward_kl_sum(teacher: Bins, student: Bins) -> torch.Tensor:
     """Sum over positions of KL(p|q), p the teacher, in nats."""
-    return (teacher_bins_NK.exp() * (teacher_bins_NK - student_bins_NK)).sum()
+    terms = [
+        (torch.xlogy(log_p.exp(), log_p.exp()) - log_p.exp() * log_q).sum()
+        for log_p, log_q in zip(teacher, student, strict=True)
+    ]
+    return terms[0] + terms[1]
+
+
+def spread_kl_sum(
+    teacher: Bins, kept: TeacherTargets, log_probs_NV: torch.Tensor, tail_V: torch.Tensor
+) -> torch.Tensor:
+    """Sum over positions of KL(p|q) over the full vocabulary, p's tail mass laid over `tail_V` outside the kept tokens.
+
+    tail_V: what the teacher's tail is on average, summing to one. Nothing of size (N, V) is made: over all tokens the sum
+    is one product with `tail_V`, from which the kept tokens' share is taken.
+    """
+    weight_M = tail_V[kept.ids]
+    student_M = log_probs_NV[kept.positions, kept.ids]
+
+    def outside(over_all: torch.Tensor, of_kept_M: torch.Tensor) -> torch.Tensor:
+        return over_all.expand(len(log_probs_NV)).index_add(0, kept.positions, -of_kept_M)
+
+    mass_N = outside(tail_V.sum(), weight_M).clamp_min(1e-9)
+    log_weight_N = outside(torch.xlogy(tail_V, tail_V).sum(), torch.xlogy(weight_M, weight_M)) / mass_N
+    log_q_N = outside(log_probs_NV @ tail_V, weight_M * student_M) / mass_N
+    tail_N, kept_M = teacher.tail_N.exp(), teacher.kept_M.exp()
+    kept_sum = (torch.xlogy(kept_M, kept_M) - kept_M * student_M).sum()
+    return kept_sum + (tail_N * (teacher.tail_N - mass_N.log() + log_weight_N - log_q_N)).sum()
+
+
+def divergence_sum(
+    name: Divergence, tail: Tail, teacher: TeacherTargets, log_probs_NV: torch.Tensor, tail_V: torch.Tensor | None
+) -> torch.Tensor:
+    """The distillation loss, summed over positions; tail_V (the cache's mean tail) for `spread` alone."""
+    bins = teacher_bins(teacher, tail)
+    if tail == "spread":
+        assert tail_V is not None and name == "kl"
+        return spread_kl_sum(bins, teacher, log_probs_NV, tail_V)
+    return DIVERGENCES[name](bins, student_bins(log_probs_NV, teacher))
 
 
 DIVERGENCES = {"js": jensen_shannon_sum, "kl": forward_kl_sum}

@@ -50,7 +50,7 @@ def train_student(
     if (done := _finished(out, facts, restart)) is not None:
         return done
     # before the folder is claimed: what is refused here must not stand in the way of the next run
-    data = TrainingData(training, shards, base, language, settings.train_fraction)
+    data = TrainingData(training, shards, base, language, settings)
     clips = _validation_clips(validation, base, settings.max_validation)
     files.write_json(out / PROGRESS, {"settings": facts})
     files.write_jsonl(out / LEFT_OUT, data.left_out)

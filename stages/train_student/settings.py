@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["clsr", "clsr-kd", "full"]
 METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "full")
@@ -25,6 +25,20 @@ class TrainSettings(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     kd_weight: float = Field(2.0, ge=0)
     kd_divergence: Literal["js", "kl"] = "js"
+    kd_tail: Literal["bucket", "spread", "renormalise"] = Field(
+        "bucket",
+        description="the teacher's mass outside its kept tokens: one bin on both sides; for kl also laid over the cache's "
+        "mean tail; or left out, which is biased and for comparison only",
+    )
+    max_teacher_wer: float | None = Field(
+        None, ge=0, description="leave out what the teacher itself hears with more word errors per word (clsr-kd)"
+    )
+    min_mean_log_prob: float | None = Field(
+        None, le=0, description="leave out targets to which the teacher gives less per token, natural log (clsr-kd)"
+    )
+    max_compression_ratio: float | None = Field(
+        2.4, gt=0, description="leave out pseudo targets that repeat themselves more, as Whisper does (clsr-kd)"
+    )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
@@ -36,3 +50,9 @@ class TrainSettings(BaseModel):
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
     seed: int = Field(0, ge=0)
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+
+    @model_validator(mode="after")
+    def _spread_needs_kl(self) -> "TrainSettings":
+        if self.kd_tail == "spread" and self.kd_divergence != "kl":
+            raise ValueError("kd_tail 'spread' goes with kd_divergence 'kl' alone: take 'bucket' for 'js'")
+        return self

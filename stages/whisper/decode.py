@@ -1,11 +1,13 @@
 """Greedy transcription of clips through transformers' `generate`."""
 
 import copy
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutput
 
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
@@ -53,6 +55,8 @@ class Transcript:
     tokens: list[int]  # after the prompt, up to and with end of text where it was reached
     text: str  # stripped
     looped: bool  # ended for repeating itself; of the repeated piece one copy is left
+    ended: bool  # by end of text, neither by a loop nor by the most tokens there may be
+    compression_ratio: float  # of the text with its loop
 
 
 class Transcriber:
@@ -61,7 +65,8 @@ class Transcriber:
     def __init__(self, whisper: Whisper, language: str, dtype: torch.dtype):
         self.whisper, self.language, self.dtype = whisper, language, dtype
         self.log_mel = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)
-        prompt_ids(whisper.tokenizer, language)  # refuses a language that the model has no token for
+        prompt_ids(whisper, language)  # refuses a language that the model has no token for
+        self.spoken = {} if whisper.english_only else {"language": language, "task": "transcribe"}
         self.config = copy.deepcopy(whisper.model.generation_config)
         self.config.update(num_beams=1, do_sample=False, max_length=None)
         self.config.max_new_tokens = max_new_tokens(whisper.audio_window_s)
@@ -73,21 +78,43 @@ class Transcriber:
     def __call__(self, clips: list[np.ndarray]) -> list[Transcript]:
         """16 kHz clips of at most one window -> what is said in each."""
         features = self.log_mel(clips).to(self.whisper.model.device)
-        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self._autocast():
+            return self.decode(self.whisper.model.model.encoder(features).last_hidden_state)
+
+    @torch.inference_mode()
+    def decode(self, encoded_BSD: torch.Tensor) -> list[Transcript]:
+        """The encoder's output of B clips -> what is said in each."""
+        with self._autocast():
             rows = self.whisper.model.generate(
-                features,
-                language=self.language,
-                task="transcribe",
+                encoder_outputs=BaseModelOutput(encoded_BSD),
+                **self.spoken,
                 generation_config=self.config,
                 stopping_criteria=StoppingCriteriaList([_EndOfLoops()]),
             )
         return [self._transcript(row) for row in rows.tolist()]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.whisper.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _transcript(self, row: list[int]) -> Transcript:
         """Without padding; `generate` strips end of text where no other clip of the batch was longer."""
         end = self.whisper.tokenizer.eos_token_id
         tokens = row[: row.index(end)] if end in row else row
         loop = loop_start(tokens)
-        text = self.whisper.tokenizer.decode(tokens[:loop], skip_special_tokens=True).strip()
         ended = loop is None and len(tokens) < self.config.max_new_tokens
-        return Transcript([*tokens[:loop], end] if ended else tokens[:loop], text, loop is not None)
+        return Transcript(
+            tokens=[*tokens[:loop], end] if ended else tokens[:loop],
+            text=self._text(tokens[:loop]),
+            looped=loop is not None,
+            ended=ended,
+            compression_ratio=compression_ratio(self._text(tokens)),
+        )
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.whisper.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of the text per byte of it compressed, as openai/whisper has it: above 2.4 it mostly repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))

@@ -17,6 +17,7 @@ from stages.whisper.embedded import embedded_whisper_base
 from stages.whisper.window import cut_audio_window, recorded_window
 
 HUB_TIMEOUT_S = 10
+ENGLISH_VOCABULARY = 51864
 _FILES = ["*.json", "*.safetensors", "*.txt"]
 
 
@@ -28,6 +29,12 @@ class Whisper:
     folder: Path  # what was read
     audio_window_s: int
     fingerprint: str  # of the weights' values, see `weights_fingerprint`
+
+    @property
+    def english_only(self) -> bool:
+        """The .en models: one token less than the 51865 of the multilingual ones, and no language in the prompt."""
+        said = getattr(self.model.generation_config, "is_multilingual", None)
+        return self.model.config.vocab_size == ENGLISH_VOCABULARY if said is None else not said
 
 
 def find_model(source: str) -> tuple[Path, str]:

@@ -5,19 +5,27 @@ from transformers import WhisperTokenizer
 
 from cache.errors import PipelineError
 from stages.whisper.languages import WITHOUT_SPACES
+from stages.whisper.models import Whisper
 
 MAX_TARGET_POSITIONS = 448
 
 
-def prompt_ids(tokenizer: WhisperTokenizer, language: str) -> list[int]:
-    """start of transcript, language, transcribe, no timestamps. Raises PipelineError for a language the model lacks."""
-    names = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+def prompt_ids(whisper: Whisper, language: str) -> list[int]:
+    """start of transcript, language, transcribe, no timestamps; an English-only model's prompt names neither of the two.
+
+    Raises PipelineError for a language that the model does not know.
+    """
+    if whisper.english_only and language != "en":
+        raise PipelineError(
+            f"{whisper.source} is an English-only model, the language is '{language}': expected a multilingual Whisper"
+        )
+    chosen = [] if whisper.english_only else [f"<|{language}|>", "<|transcribe|>"]
+    names = ["<|startoftranscript|>", *chosen, "<|notimestamps|>"]
+    tokenizer = whisper.tokenizer
     ids = tokenizer.convert_tokens_to_ids(names)
     for name, token in zip(names, ids, strict=True):
         if token is None or token == tokenizer.unk_token_id:
-            raise PipelineError(
-                f"{tokenizer.name_or_path}: no token {name}: an English-only model or another vocabulary"
-            )
+            raise PipelineError(f"{whisper.source}: no token {name}: it does not know this language")
     return ids
 
 

@@ -1,0 +1,220 @@
+"""From the utterances of a shard to the records of its side-car shard."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.errors import PipelineError
+from cache.shards import ShardReader
+from stages import scoring
+from stages.audio import decode_flac
+from stages.prefetch import prefetch
+from stages.teacher_cache.score import Scorer
+from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
+from stages.whisper.decode import Transcriber, Transcript
+from stages.whisper.features import LogMel
+from stages.whisper.models import Whisper, tokenizer_fingerprint
+from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
+
+Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
+NOTHING = {
+    "targets": np.empty(0, np.uint16),
+    "top_counts": np.empty(0, np.uint16),
+    "top_ids": np.empty(0, np.uint16),
+    "top_probs": np.empty(0, np.uint8),
+    "tail_log_probs": np.empty(0, np.float32),
+    "mean_log_prob": None,
+}
+UNHEARD = {"teacher_text": None, "compression_ratio": None, "word_errors": None, "words": None}
+
+
+@dataclass
+class ScoredShard:
+    index: int
+    records: list[dict[str, Any]]  # in the utterances' order; one that was left out has no targets
+    left_out: list[dict[str, str]]
+    tail_V: np.ndarray  # (V,) float32: sum over positions of the distribution outside the kept tokens
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(record["targets"]) for record in self.records)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    shard: int
+    rows: list[int]
+    features: torch.Tensor  # (B, mels, frames)
+
+
+@dataclass
+class _Shard:
+    """A shard in the making."""
+
+    utterances: list[dict]
+    targets: list[list[int]]  # of the transcripts, by row
+    waiting: int  # rows whose batch is still to come
+    left_out: dict[int, tuple[str, str]]  # row -> reason, detail
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """One teacher, one language, one way to cache: what every shard has in common."""
+
+    teacher: Whisper
+    student: Vocabulary
+    language: str
+    settings: TeacherCacheSettings
+    dtype: torch.dtype
+
+    @cached_property
+    def tokens(self) -> TokenMap:
+        return map_tokens(vocabulary_of(self.teacher), self.student)
+
+    def facts(self, source: ShardReader) -> dict[str, Any]:
+        """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
+        settings, model = self.settings, self.teacher.model
+        if not settings.top_k < min(model.config.vocab_size, self.student.size):
+            raise PipelineError(f"top_k is {settings.top_k}, expected less than the vocabulary's {self.student.size}")
+        if self.student.size > np.iinfo(np.uint16).max + 1:
+            raise PipelineError(f"{self.student.source}: vocabulary of {self.student.size}, expected at most 65536")
+        return {
+            "language": self.language,
+            "split": source.manifest["split"],
+            "utterances": source.fingerprint(),
+            "teacher": self.teacher.source,
+            "teacher_weights": self.teacher.fingerprint,
+            "teacher_vocab_size": model.config.vocab_size,
+            "mel_bins": model.config.num_mel_bins,
+            "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
+            "vocab_size": self.student.size,
+            "prompt": self._student_prompt(),
+            "targets": settings.targets,
+            "transcribed": scoring.NORMALISER if settings.hears else None,
+            "audio_window_s": self.teacher.audio_window_s,
+            "top_p": settings.top_p,
+            "min_k": settings.fewest,
+            "top_k": settings.top_k,
+            "bits": settings.bits,
+            "temperature": 1.0,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": model.config._attn_implementation,
+            "batch_size": settings.batch_size,
+        }
+
+    def _student_prompt(self) -> list[int]:
+        ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
+        if (ids < 0).any():
+            raise PipelineError(
+                f"{self.student.source} has no token for '{self.language}', which the teacher {self.teacher.source} knows"
+            )
+        return ids.tolist()
+
+    def scorer(self) -> Scorer:
+        prompt = prompt_ids(self.teacher, self.language)
+        return Scorer(self.teacher, prompt, self.tokens, self.settings, self.dtype)
+
+
+class ShardScorer:
+    """Runs a job's teacher, on the device where its model is, over shards of utterances."""
+
+    def __init__(self, job: Job):
+        self.job, self.settings, self.scorer = job, job.settings, job.scorer()
+        self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
+        self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.hears else None
+
+    def run(self, shards: Iterable[tuple[int, list[dict]]], tell: Tell) -> Iterator[ScoredShard]:
+        """shards: (index, utterances) each. Reading and log-mel are ahead of the model, across shards, too."""
+        open_shards: dict[int, _Shard] = {}
+        for batch in prefetch(self._batches(shards, open_shards)):
+            shard = open_shards[batch.shard]
+            if batch.rows:
+                self._score(batch, shard)
+            shard.waiting -= len(batch.rows)
+            tell(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
+            if not shard.waiting:
+                early = [row for row in shard.left_out if row not in shard.records]
+                tell(len(early), sum(shard.utterances[row]["seconds"] for row in early))
+                yield self._finished(batch.shard, open_shards.pop(batch.shard))
+
+    def _batches(self, shards: Iterable[tuple[int, list[dict]]], open_shards: dict[int, _Shard]) -> Iterator[_Batch]:
+        """The longest first: little padding, and memory that does not fit shows at once."""
+        for index, utterances in shards:
+            shard = self._opened(utterances)
+            open_shards[index] = shard
+            kept = [row for row in range(len(utterances)) if row not in shard.left_out]
+            by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
+            for start in range(0, max(1, len(by_length)), self.settings.batch_size):
+                rows = by_length[start : start + self.settings.batch_size]
+                clips = [decode_flac(utterances[row]["audio"]) for row in rows]
+                yield _Batch(index, rows, self.log_mel(clips) if clips else torch.empty(0))
+
+    def _opened(self, utterances: list[dict]) -> _Shard:
+        job = self.job
+        prompt = prompt_ids(job.teacher, job.language)
+        targets, left_out = [], {}
+        for row, utterance in enumerate(utterances):
+            wanted = self.settings.targets == "reference"
+            ids = target_ids(job.teacher.tokenizer, utterance["text"], job.language) if wanted else []
+            targets.append(ids)
+            if reason := reason_to_leave_out(utterance["seconds"], job.teacher.audio_window_s, prompt, ids):
+                left_out[row] = reason
+            elif wanted and not utterance["text"]:
+                left_out[row] = "no_text", "no transcript: targets 'pseudo' would score the teacher's own"
+        return _Shard(utterances, targets, len(utterances) - len(left_out), left_out)
+
+    def _length(self, shard: _Shard, row: int) -> float:
+        return len(shard.targets[row]) or shard.utterances[row]["seconds"]
+
+    def _score(self, batch: _Batch, shard: _Shard) -> None:
+        """The encoder runs once for each clip, also where the teacher first transcribes it."""
+        encoded_BSD = self.scorer.encode(batch.features)
+        heard = self.transcriber.decode(encoded_BSD) if self.transcriber else None
+        targets = [shard.targets[row] for row in batch.rows]
+        if heard and self.settings.targets == "pseudo":
+            targets = [transcript.tokens for transcript in heard]
+            for row, transcript in zip(batch.rows, heard, strict=True):
+                if reason := _unusable(transcript):
+                    shard.left_out[row] = reason
+        kept = [number for number, row in enumerate(batch.rows) if row not in shard.left_out]
+        scored = iter(self.scorer.score(encoded_BSD[kept], [targets[number] for number in kept]) if kept else [])
+        for number, row in enumerate(batch.rows):
+            facts = UNHEARD if heard is None else self._heard(heard[number], shard.utterances[row]["text"])
+            shard.records[row] = {**(NOTHING if row in shard.left_out else next(scored)), **facts}
+
+    def _heard(self, transcript: Transcript, reference: str) -> dict[str, Any]:
+        counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}
+        return {
+            "teacher_text": transcript.text,
+            "compression_ratio": transcript.compression_ratio,
+            "word_errors": counts.get("word_errors"),
+            "words": counts.get("words"),
+        }
+
+    def _finished(self, index: int, shard: _Shard) -> ScoredShard:
+        records = [
+            {"id": utterance["id"], **shard.records.get(row, {**NOTHING, **UNHEARD})}
+            for row, utterance in enumerate(shard.utterances)
+        ]
+        left_out = [
+            {"id": shard.utterances[row]["id"], "reason": reason, "detail": detail}
+            for row, (reason, detail) in sorted(shard.left_out.items())
+        ]
+        return ScoredShard(index, records, left_out, self.scorer.take_tail())
+
+
+def _unusable(transcript: Transcript) -> tuple[str, str] | None:
+    """Why the teacher's own words cannot be targets, None where they can."""
+    if transcript.looped:
+        return "loop", f"the teacher repeats itself: {transcript.text[-60:]!r}"
+    if not transcript.ended:
+        return "no_end", f"the teacher goes on to its last token: {transcript.text[-60:]!r}"
+    if not transcript.text:
+        return "nothing_heard", "the teacher's own text is empty"
+    return None

@@ -1,0 +1,79 @@
+"""From the teacher's token ids to the student's. They share the text tokens; ids of special tokens may be shifted."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import AutoConfig, WhisperTokenizer
+
+from cache.errors import PipelineError
+from stages.whisper.models import Whisper, find_model
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the student's decoder reads and predicts."""
+
+    tokenizer: WhisperTokenizer
+    size: int  # columns of the output projection
+    source: str
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """to_student: (teacher's vocabulary,) the student's id of each, -1 where it has none (such as a newer language)."""
+
+    to_student: np.ndarray
+    vocabulary_size: int  # the student's
+
+
+def vocabulary_of(whisper: Whisper) -> Vocabulary:
+    return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.source)
+
+
+def load_vocabulary(source: str) -> Vocabulary:
+    """Of the student `source` (hub id or folder), without its weights."""
+    folder, _ = find_model(source)
+    try:
+        return Vocabulary(
+            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, source
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        raise PipelineError(f"{source}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
+
+
+def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
+    """Raises PipelineError naming the first difference where the two do not cut text into the same tokens."""
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        _check_text_tokens(teacher, student)
+    _check_merges(teacher, student)
+    student_ids = student.tokenizer.get_vocab()
+    to_student = np.full(teacher.size, -1, np.int64)
+    for token, number in teacher.tokenizer.get_vocab().items():
+        if number < teacher.size and student_ids.get(token, student.size) < student.size:
+            to_student[number] = student_ids[token]
+    return TokenMap(to_student, student.size)
+
+
+def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
+    """The tokens before <|endoftext|> are text, and the same ones in every multilingual Whisper."""
+    ends = teacher.tokenizer.eos_token_id, student.tokenizer.eos_token_id
+    for number in range(max(ends) + 1):
+        one, other = (each.tokenizer.convert_ids_to_tokens(number) for each in (teacher, student))
+        if one != other:
+            raise PipelineError(
+                f"{teacher.source} and {student.source} do not cut text into the same tokens: token {number} is "
+                f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
+            )
+
+
+def _check_merges(teacher: Vocabulary, student: Vocabulary) -> None:
+    merges = [json.loads(each.tokenizer.backend_tokenizer.to_str())["model"]["merges"] for each in (teacher, student)]
+    pairs = [[" ".join(merge) if isinstance(merge, list) else merge for merge in each] for each in merges]
+    for number in range(max(map(len, pairs))):
+        one, other = (each[number] if number < len(each) else None for each in pairs)
+        if one != other:
+            raise PipelineError(
+                f"{teacher.source} and {student.source} do not cut text into the same tokens: merge {number} is "
+                f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
+            )
