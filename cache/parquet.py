@@ -10,7 +10,7 @@ from cache.errors import PipelineError
 from cache.records import array_dtype, check_record
 
 SUFFIX = ".parquet"
-ROWS_PER_GROUP = 64
+ROWS_PER_GROUP = 1024
 _SCALARS = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bytes": pa.binary()}
 
 
@@ -32,7 +32,18 @@ def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
     schema = arrow_schema(fields)
     columns = [pa.array([record[field.name] for record in records], field.type) for field in schema]
     table = pa.Table.from_arrays(columns, schema=schema)
-    pq.write_table(table, file, compression="zstd", row_group_size=ROWS_PER_GROUP, write_page_checksum=True)
+    arrays = [name for name, kind in fields.items() if array_dtype(kind) is not None]
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        compression_level=6,
+        row_group_size=ROWS_PER_GROUP,
+        write_page_checksum=True,
+        use_dictionary=False,
+        # the bytes of numbers apart: high ones resemble each other, and zstd finds them side by side
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in arrays},
+    )
 
 
 def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:

@@ -159,8 +159,21 @@ class ShardReader:
                 )
         self.settings = self.manifest["settings"]
         self.shards = self.manifest["shards"]
+        self._check_settings()
         for entry in self.shards:
             self._check_size(entry)
+
+    def _check_settings(self) -> None:
+        """What the shards cannot be read without."""
+        checks: list[tuple[str, Any, Any, str]] = [
+            ("format", self.manifest.get("format"), list(FORMATS), " or ".join(FORMATS))
+        ]
+        if self.kind == "teacher":
+            checks.append(("bits", self.settings.get("bits"), range(4, 9), "4 to 8"))
+            checks.append(("vocab_size", self.settings.get("vocab_size"), range(1, 65537), "1 to 65536"))
+        for name, value, allowed, expected in checks:
+            if isinstance(value, bool) or value not in allowed:
+                raise PipelineError(f"{self.folder / MANIFEST}: {name} is {value!r}, expected {expected}")
 
     def _check_size(self, entry: dict[str, Any]) -> None:
         path = self.folder / entry["name"]

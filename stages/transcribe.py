@@ -11,7 +11,7 @@ from stages.audio import cut_at_pauses, read_windows
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import compute_dtype
+from stages.whisper.models import compute_dtype, round_weights
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
@@ -22,7 +22,9 @@ def transcribe(model: Loaded, path: Path, language: str, device: torch.device, d
     if not path.is_file():
         raise PipelineError(f"{path}: no such file")
     model.whisper.model.to(device)
-    decode = Transcriber(model.whisper, language, compute_dtype(dtype, device))
+    rounded = compute_dtype(dtype, device)
+    round_weights(model.whisper.model.requires_grad_(False), rounded)
+    decode = Transcriber(model.whisper, language, rounded)
     some = False
     for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
         some = True

@@ -19,7 +19,7 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import compute_dtype
+from stages.whisper.models import compute_dtype, round_weights
 
 
 @dataclass
@@ -46,6 +46,7 @@ def evaluate(
     reader = ShardReader(utterances, "utterances")
     dtype = compute_dtype(settings.dtype, device)
     model.whisper.model.to(device)
+    round_weights(model.whisper.model.requires_grad_(False), dtype)
     transcribe = Transcriber(model.whisper, language, dtype)
     rows, unscored, gates = [], [], GateUse()
     started, seconds = time.monotonic(), 0.0

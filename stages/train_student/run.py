@@ -19,7 +19,7 @@ from stages.train_student.loop import Losses, Run
 from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, compute_dtype
+from stages.whisper.models import Whisper, compute_dtype, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 VALIDATION_BATCH = 16
@@ -57,6 +57,7 @@ def train_student(
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, language, settings)
     base.model.to(device)
+    round_weights(base.model, dtype)
     transcribe = Transcriber(base, language, dtype)
     config = {
         "method": method,

@@ -3,8 +3,11 @@
 import ctypes
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -142,6 +145,35 @@ def choose_device(name: str) -> torch.device:
 def use_all_cores() -> None:
     """Uses the cores this process may run on (torch counts the machine's)."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@contextmanager
+def fast_products(dtype: torch.dtype) -> Iterator[None]:
+    """While `dtype` is bfloat16, float32 products round their factors to it; their sums and results stay float32."""
+    backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        if dtype == torch.bfloat16:
+            for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
+                backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Keeps the weights of products in `dtype`, in place, but for those being trained: the values that autocast would make.
+
+    Autocast makes them anew for every call of a weight that takes no gradient: with experts, for every token decoded. The
+    token embeddings stay as they are; the output projection, which shares their values, gets its own.
+    """
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for module in model.modules():
+        products = isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
+        if products and dtype != torch.float32 and not trained.intersection(module.parameters(recurse=False)):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
 def keep_freed_memory() -> None:
