@@ -198,18 +198,16 @@ def _raise_if_final(url: str, error: Exception) -> None:
         raise StorageError(f"{url}: the store refuses ({_reason(error)})") from None
 
 
-def _status(error: BaseException | None) -> tuple[int, str]:
+def _status(error: Exception) -> tuple[int, str]:
     """The answer's HTTP status and error code, 0 and '' where there was no answer."""
-    while error is not None:
-        response = getattr(error, "response", None)
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
         if isinstance(response, dict):  # botocore's, which s3fs's errors have as their cause
             answer, details = response.get("ResponseMetadata", {}), response.get("Error", {})
             return int(answer.get("HTTPStatusCode", 0)), str(details.get("Code", ""))
-        for name in ("status", "status_code", "code"):  # aiohttp's, azure's, gcsfs's
-            if str(value := getattr(error, name, None)).isdecimal():
-                return int(str(value)), ""
-        error = error.__cause__
-    return 0, ""
+    # Not of the cause: a body that was cut short has one of aiohttp's own making, with the code 400.
+    values = [str(getattr(error, name, None)) for name in ("status", "status_code", "code")]  # aiohttp, azure, gcsfs
+    return next((int(value) for value in values if value.isdecimal()), 0), ""
 
 
 def _reason(error: Exception) -> str:
