@@ -12,11 +12,13 @@ import pytest
 import s3fs
 import soundfile
 from flaky_s3 import BUCKET, EVERY, FAULTS, FlakyApp, flaky_s3
-from makers import TEXTS
+from makers import TEXTS, make_tiny_whisper
 
 from cache import files, storage
+from cache.errors import PipelineError
 from cache.storage import StorageError
 from pipeline.cli import main
+from stages.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[1]
 Requests = list[tuple[str, str, str | None]]  # method, path, fault
@@ -212,6 +214,31 @@ def test_other_settings_are_refused_and_restart_removes_what_they_made(
     assert run(monkeypatch, *command[:-1], "clsr-kd", "--restart") == 0
     app.one_in_ten = False
     assert json.loads(objects("models/cs/clsr-kd")["training.json"])["steps"] == 1
+
+
+def test_a_model_is_fetched_once_and_again_when_it_changes(
+    app: FlakyApp, tiny_whisper: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
+    store, source = s3fs.S3FileSystem(), f"s3://{BUCKET}/base"
+    store.put(str(tiny_whisper), f"{BUCKET}/base", recursive=True)
+    app.one_in_ten = True
+    assert load_whisper(source).fingerprint == load_whisper(str(tiny_whisper)).fingerprint
+    app.seen = []
+    assert load_whisper(source).source == source
+    assert not [path for method, path, _ in app.seen if method == "GET" and path.startswith(f"/{BUCKET}/base/")]
+    app.one_in_ten = False
+    other = make_tiny_whisper(tmp_path / "other", seed=1)
+    store.put_file(str(other / "model.safetensors"), f"{BUCKET}/base/model.safetensors")
+    assert load_whisper(source).fingerprint == load_whisper(str(other)).fingerprint
+    assert len(list((tmp_path / "cache/models").iterdir())) == 2
+    app.fails = lambda environ: "500" if environ["PATH_INFO"].endswith("tokenizer.json") else None
+    store.pipe_file(f"{BUCKET}/base/new.json", b"{}")
+    with pytest.raises(StorageError, match="base/tokenizer.json: the store failed 6 times"):
+        load_whisper(source)
+    assert len(list((tmp_path / "cache/models").iterdir())) == 2  # no half of a third
+    with pytest.raises(PipelineError, match=rf"^s3://{BUCKET}/run/nothing: no config.json in it"):
+        load_whisper(f"s3://{BUCKET}/run/nothing")
 
 
 def test_a_write_that_fails_for_good_leaves_nothing(app: FlakyApp):
