@@ -5,17 +5,17 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache import files, parquet, webdataset
+from cache import files, parquet, storage, webdataset
 from cache.distributions import check_distributions
 from cache.errors import PipelineError
 from cache.npy import read_npy
 from cache.records import FIELDS
 from cache.settings import plain, superseded
+from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -31,7 +31,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, kind: str, settings: dict[str, Any], format: str = "parquet", restart: bool = False
+        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", restart: bool = False
     ):
         if format not in FORMATS:
             raise PipelineError(f"format '{format}': expected one of {', '.join(FORMATS)}")
@@ -53,9 +53,9 @@ class ShardWriter:
         return superseded(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, restart)
 
     def _resume(self) -> None:
+        sizes = storage.sizes(self.folder)
         for entry in files.read_json(self.folder / PROGRESS)["shards"]:
-            path = self.folder / entry["name"]
-            if path.exists() and path.stat().st_size == entry["bytes"]:
+            if sizes.get(entry["name"]) == entry["bytes"]:
                 self.shards[entry["index"]] = entry
 
     def write(self, index: int, records: list[dict], **facts: Any) -> None:
@@ -90,7 +90,9 @@ class ShardWriter:
         }
 
 
-def write_shard(folder: Path, kind: str, format: str, index: int, records: list[dict], **facts: Any) -> dict[str, Any]:
+def write_shard(
+    folder: AnyPath, kind: str, format: str, index: int, records: list[dict], **facts: Any
+) -> dict[str, Any]:
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
     codec = FORMATS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
@@ -102,13 +104,13 @@ def write_shard(folder: Path, kind: str, format: str, index: int, records: list[
 
 
 def read_shard(
-    folder: Path, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
+    folder: AnyPath, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
 ) -> list[dict]:
     """The records of one shard, in order; with `only`, just those of their fields. Raises PipelineError where damaged."""
     path = folder / entry["name"]
     fields = {name: type_ for name, type_ in FIELDS[kind].items() if not only or name in only}
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             records = FORMATS[format].read(file, fields, str(path))
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
@@ -120,7 +122,7 @@ def read_shard(
     return records
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: AnyPath) -> dict[str, Any]:
     """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
     header = files.read_json(path)
     good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
@@ -131,7 +133,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _check_entry(entry: Any, path: Path) -> None:
+def _check_entry(entry: Any, path: AnyPath) -> None:
     """A shard's name must not lead out of its folder, whoever wrote the manifest."""
     found = entry if isinstance(entry, dict) else {}
     numbers = [found.get(name) for name in ("index", "rows", "bytes")]
@@ -145,7 +147,7 @@ def _check_entry(entry: Any, path: Path) -> None:
 class ShardReader:
     """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind."""
 
-    def __init__(self, folder: Path, kind: str):
+    def __init__(self, folder: AnyPath, kind: str):
         if not (folder / MANIFEST).exists():
             unfinished = (folder / PROGRESS).exists()
             state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
@@ -160,8 +162,9 @@ class ShardReader:
         self.settings = self.manifest["settings"]
         self.shards = self.manifest["shards"]
         self._check_settings()
+        sizes = storage.sizes(folder)
         for entry in self.shards:
-            self._check_size(entry)
+            self._check_size(entry, sizes.get(entry["name"]))
 
     def _check_settings(self) -> None:
         """What the shards cannot be read without."""
@@ -175,11 +178,9 @@ class ShardReader:
             if isinstance(value, bool) or value not in allowed:
                 raise PipelineError(f"{self.folder / MANIFEST}: {name} is {value!r}, expected {expected}")
 
-    def _check_size(self, entry: dict[str, Any]) -> None:
-        path = self.folder / entry["name"]
-        found = path.stat().st_size if path.exists() else None
+    def _check_size(self, entry: dict[str, Any], found: int | None) -> None:
         if found != entry["bytes"]:
-            what = "missing" if found is None else f"{found} bytes"
+            path, what = self.folder / entry["name"], "missing" if found is None else f"{found} bytes"
             raise PipelineError(f"{path} is {what}, its manifest says {entry['bytes']} bytes: the shards are damaged")
 
     @property
@@ -196,6 +197,8 @@ class ShardReader:
         path = self.folder / "tail.npy"
         try:
             array = read_npy(path.read_bytes()).copy()
+        except StorageError:
+            raise
         except (OSError, ValueError) as error:
             raise PipelineError(f"{path}: not readable ({error}): the cache is damaged") from None
         if array.shape != (self.settings["vocab_size"],) or array.dtype != np.float32:

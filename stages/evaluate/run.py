@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from cache import files
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from cache.storage import AnyPath
 from stages import scoring
 from stages.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.evaluate.gates import GateUse
@@ -33,10 +33,10 @@ class Utterance:
 
 def evaluate(
     model: Loaded,
-    utterances: Path,
+    utterances: AnyPath,
     language: str,
     system: str,
-    out: Path,
+    out: AnyPath,
     settings: EvaluateSettings,
     device: torch.device,
     source: str,

@@ -1,7 +1,6 @@
 """One training run from shards to a student's folder."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.settings import plain, superseded
 from cache.shards import ShardReader
+from cache.storage import AnyPath
 from stages import scoring
 from stages.audio import decode_flac
 from stages.train_student import checkpoint
@@ -29,9 +29,9 @@ def train_student(
     base: Whisper,
     method: Method,
     language: str,
-    utterances: Path,
-    teacher: Path | None,
-    out: Path,
+    utterances: AnyPath,
+    teacher: AnyPath | None,
+    out: AnyPath,
     settings: TrainSettings,
     device: torch.device,
     restart: bool = False,
@@ -123,7 +123,7 @@ def _facts(
     )
 
 
-def _finished(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+def _finished(out: AnyPath, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
     """The result where the run is already done. Raises PipelineError where `out` holds another run, unless `restart`."""
     for name in (RESULT, PROGRESS):
         if (out / name).exists():
@@ -135,7 +135,7 @@ def _finished(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any]
     return None
 
 
-def _remove_working_files(out: Path) -> None:
+def _remove_working_files(out: AnyPath) -> None:
     for name in (PROGRESS, checkpoint.NAME):
         (out / name).unlink(missing_ok=True)
 

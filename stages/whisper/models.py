@@ -14,14 +14,16 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
+from cache import storage
 from cache.errors import PipelineError
+from stages.whisper.download import fetched
 from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.whisper.embedded import embedded_whisper_base
 from stages.whisper.window import cut_audio_window, recorded_window
 
 HUB_TIMEOUT_S = 10
 ENGLISH_VOCABULARY = 51864
-_FILES = ["*.json", "*.safetensors", "*.txt"]
+FILES = ("*.json", "*.safetensors", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,17 @@ class Whisper:
 
 def find_model(source: str) -> tuple[Path, str]:
     """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
-    folder = Path(source).expanduser()
+    folder = storage.path(source).expanduser()
+    if not isinstance(folder, Path):
+        _check_names(source, set(storage.sizes(folder)))
+        copy = fetched(folder, FILES)
+        return copy, f"{source}: copied to {copy}"
     if folder.is_dir():
         return _checked(folder), f"{source}: local folder"
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
     try:
-        found = Path(snapshot_download(source, allow_patterns=_FILES, etag_timeout=HUB_TIMEOUT_S))
+        found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
         return _checked(found), f"{source}: from the hub"
     except PipelineError:
         raise
@@ -60,12 +66,16 @@ def find_model(source: str) -> tuple[Path, str]:
 
 
 def _checked(folder: Path) -> Path:
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).exists():
-            raise PipelineError(f"{folder}: no {name} in it: expected a Whisper model in the transformers layout")
-    if not list(folder.glob("*.safetensors")):
-        raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
+    _check_names(str(folder), {path.name for path in folder.iterdir()})
     return folder
+
+
+def _check_names(folder: str, names: set[str]) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        if name not in names:
+            raise PipelineError(f"{folder}: no {name} in it: expected a Whisper model in the transformers layout")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
 
 
 def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
