@@ -3,6 +3,10 @@
 A record is a plain dict. FIELDS gives each field's type once; Parquet columns and WebDataset members both follow from it.
 """
 
+import hashlib
+import struct
+from typing import Any
+
 import numpy as np
 
 from cache.errors import PipelineError
@@ -61,3 +65,27 @@ def _is_of(value: object, field_type: str) -> bool:
     if value is None:
         return field_type.endswith("?")
     return type(value) is _SCALAR_TYPES[field_type.removesuffix("?")]
+
+
+def content_sha256(records: list[dict], fields: dict[str, str]) -> str:
+    """A hash over the records alone, the same in every format."""
+    digest = hashlib.sha256()
+    for record in records:
+        for name, kind in fields.items():
+            data = _canonical(record[name], kind)
+            digest.update(len(data).to_bytes(8, "little"))  # so that no byte can move from one field to the next
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _canonical(value: Any, field_type: str) -> bytes:
+    if value is None:
+        return b""
+    if (dtype := array_dtype(field_type)) is not None:
+        return b"a" + value.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+    if field_type == "bytes":
+        return value
+    # the first byte tells None from "" and from a number
+    if field_type.startswith("str"):
+        return b"s" + value.encode()
+    return struct.pack("<cd", b"f", value) if field_type.startswith("float") else b"i%d" % value

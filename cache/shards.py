@@ -14,7 +14,7 @@ from cache import files, parquet, webdataset
 from cache.distributions import check_distributions
 from cache.errors import PipelineError
 from cache.npy import read_npy
-from cache.records import FIELDS
+from cache.records import FIELDS, content_sha256
 from cache.settings import plain, superseded
 
 FORMAT_VERSION = 2
@@ -94,11 +94,13 @@ def write_shard(folder: Path, kind: str, format: str, index: int, records: list[
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
     codec = FORMATS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
+    content = content_sha256(records, FIELDS[kind])
     with files.atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             codec.write(file, FIELDS[kind], records)
         size, digest = temporary.stat().st_size, files.sha256_file(temporary)
-    return {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, **facts}
+    own = {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, "content": content}
+    return {**own, **facts}
 
 
 def read_shard(
@@ -135,10 +137,11 @@ def _check_entry(entry: Any, path: Path) -> None:
     """A shard's name must not lead out of its folder, whoever wrote the manifest."""
     found = entry if isinstance(entry, dict) else {}
     numbers = [found.get(name) for name in ("index", "rows", "bytes")]
-    good = all(type(number) is int and number >= 0 for number in numbers) and isinstance(found.get("sha256"), str)
+    good = all(type(number) is int and number >= 0 for number in numbers)
+    good = good and all(isinstance(found.get(name), str) for name in ("sha256", "content"))
     if not good or not re.fullmatch(r"shard-\d{5,}\.(parquet|tar)", str(found.get("name"))):
         raise PipelineError(
-            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes and sha256"
+            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes, sha256 and content"
         )
 
 
@@ -192,6 +195,6 @@ class ShardReader:
         return array
 
     def fingerprint(self) -> str:
-        """Changes whenever a record changes: a hash over the shards' hashes."""
-        text = "".join(f"{entry['name']} {entry['rows']} {entry['sha256']}\n" for entry in self.shards)
+        """Changes whenever a record changes, and stays the same in another format: a hash over the shards' contents."""
+        text = "".join(f"{entry['index']} {entry['rows']} {entry['content']}\n" for entry in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
