@@ -4,21 +4,22 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 """
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache import files, parquet, webdataset
-from cache.distributions import check_distributions
+from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
+from cache.manifest import check_entry, manifest_sha256
 from cache.npy import read_npy
-from cache.records import FIELDS, content_sha256
+from cache.records import FIELDS, check_seconds, check_size, content_sha256
 from cache.settings import plain, superseded
 
 FORMAT_VERSION = 2
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
+MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 FORMATS = {"parquet": parquet, "webdataset": webdataset}
 
@@ -74,6 +75,7 @@ class ShardWriter:
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Writes the manifest, with `facts` beside the shard list, and returns it."""
         manifest = {**self._header(), "rows": sum(entry["rows"] for entry in self.shards.values()), **facts}
+        manifest["sha256"] = manifest_sha256(manifest)
         files.write_json(self.folder / MANIFEST, manifest)
         (self.folder / PROGRESS).unlink(missing_ok=True)
         self.complete = True
@@ -94,6 +96,7 @@ def write_shard(folder: Path, kind: str, format: str, index: int, records: list[
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
     codec = FORMATS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
+    check_size(records, FIELDS[kind], str(path))
     content = content_sha256(records, FIELDS[kind])
     with files.atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
@@ -116,39 +119,34 @@ def read_shard(
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
     if len(records) != entry["rows"]:
         raise PipelineError(f"{path} holds {len(records)} records, its manifest says {entry['rows']}")
-    if kind == "teacher" and not only:
-        for record in records:
+    for record in records:
+        if "seconds" in record:
+            check_seconds(record, f"{path}, {record.get('id', '')}")
+        if kind == "teacher" and not only:
             check_distributions(record, settings, f"{path}, {record['id']}")
     return records
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
+    if path.exists() and path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise PipelineError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
     header = files.read_json(path)
     good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
     if not good or not isinstance(header.get("shards"), list):
         raise PipelineError(f"{path}: not written by this program: expected settings and shards; use another folder")
     for entry in header["shards"]:
-        _check_entry(entry, path)
+        check_entry(entry, path)
     return header
 
 
-def _check_entry(entry: Any, path: Path) -> None:
-    """A shard's name must not lead out of its folder, whoever wrote the manifest."""
-    found = entry if isinstance(entry, dict) else {}
-    numbers = [found.get(name) for name in ("index", "rows", "bytes")]
-    good = all(type(number) is int and number >= 0 for number in numbers)
-    good = good and all(isinstance(found.get(name), str) for name in ("sha256", "content"))
-    if not good or not re.fullmatch(r"shard-\d{5,}\.(parquet|tar)", str(found.get("name"))):
-        raise PipelineError(
-            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes, sha256 and content"
-        )
-
-
 class ShardReader:
-    """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind."""
+    """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind.
 
-    def __init__(self, folder: Path, kind: str):
+    check_sizes: whether every shard must be there, and as long as the manifest says.
+    """
+
+    def __init__(self, folder: Path, kind: str, check_sizes: bool = True):
         if not (folder / MANIFEST).exists():
             unfinished = (folder / PROGRESS).exists()
             state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
@@ -162,15 +160,41 @@ class ShardReader:
                 )
         self.settings = self.manifest["settings"]
         self.shards = self.manifest["shards"]
-        for entry in self.shards:
+        self.format = str(self.manifest.get("format"))
+        if self.format not in FORMATS:
+            raise PipelineError(f"{folder / MANIFEST}: format is {self.format!r}, expected {' or '.join(FORMATS)}")
+        for wanted, entry in enumerate(self.shards):
+            if entry["index"] != wanted:
+                raise PipelineError(f"{folder / MANIFEST}: shard {entry['index']} is listed where {wanted} is expected")
+        if (found := self.manifest.get("rows")) != sum(self.rows):
+            raise PipelineError(f"{folder / MANIFEST}: rows is {found!r}, its shards have {sum(self.rows)}")
+        for entry in self.data_files if check_sizes else []:
             self._check_size(entry)
+
+    @property
+    def data_files(self) -> list[dict[str, Any]]:
+        """name, bytes and sha256 of every file that holds data: the shards, and a teacher's mean tail."""
+        tail = self.manifest.get("tail")
+        return [*self.shards, *([{**tail, "name": TAIL}] if isinstance(tail, dict) else [])]
 
     def _check_size(self, entry: dict[str, Any]) -> None:
         path = self.folder / entry["name"]
         found = path.stat().st_size if path.exists() else None
-        if found != entry["bytes"]:
+        if found != entry.get("bytes"):
             what = "missing" if found is None else f"{found} bytes"
-            raise PipelineError(f"{path} is {what}, its manifest says {entry['bytes']} bytes: the shards are damaged")
+            raise PipelineError(
+                f"{path} is {what}, its manifest says {entry.get('bytes')} bytes: the shards are damaged"
+            )
+
+    def check_hashes(self) -> None:
+        """Reads every file. Raises PipelineError at the first that is not, bit for bit, what was written."""
+        for entry in self.data_files:
+            path = self.folder / entry["name"]
+            if (found := files.sha256_file(path)) != entry.get("sha256"):
+                raise PipelineError(
+                    f"{path} has sha256 {found}, its manifest says {entry.get('sha256')}: the shards are damaged, "
+                    f"`pipeline cache verify {self.folder}` lists all that is wrong"
+                )
 
     @property
     def rows(self) -> list[int]:
@@ -179,22 +203,32 @@ class ShardReader:
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """The records of the shard at position `index`, in order; with `only`, just those of their fields."""
-        return read_shard(self.folder, self.kind, self.manifest["format"], self.shards[index], self.settings, only)
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings, only)
 
     def tail(self) -> np.ndarray:
         """The teacher's mean distribution outside its kept tokens: float32 (vocab_size,), summing to one."""
-        path = self.folder / "tail.npy"
+        path = self.folder / TAIL
+        vocab_size = bounded(self.settings, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
         try:
-            array = read_npy(path.read_bytes()).copy()
+            with open(path, "rb") as file:
+                array = read_npy(file.read(8 << 16)).copy()
         except (OSError, ValueError) as error:
             raise PipelineError(f"{path}: not readable ({error}): the cache is damaged") from None
-        if array.shape != (self.settings["vocab_size"],) or array.dtype != np.float32:
-            raise PipelineError(
-                f"{path}: {array.dtype} {array.shape}, expected float32 ({self.settings['vocab_size']},)"
-            )
+        if array.shape != (vocab_size,) or array.dtype != np.float32:
+            raise PipelineError(f"{path}: {array.dtype} {array.shape}, expected float32 ({vocab_size},)")
         return array
 
     def fingerprint(self) -> str:
         """Changes whenever a record changes, and stays the same in another format: a hash over the shards' contents."""
         text = "".join(f"{entry['index']} {entry['rows']} {entry['content']}\n" for entry in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_shards(folder: Path, check_sizes: bool = True) -> ShardReader:
+    """A finished folder of either kind."""
+    if not (folder / MANIFEST).exists():
+        raise PipelineError(f"{folder} holds no {MANIFEST}: expected a finished folder of utterance or teacher shards")
+    kind = str(read_header(folder / MANIFEST).get("kind"))
+    if kind not in FIELDS:
+        raise PipelineError(f"{folder / MANIFEST}: kind is {kind!r}, expected {' or '.join(FIELDS)}")
+    return ShardReader(folder, kind, check_sizes)

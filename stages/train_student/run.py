@@ -145,7 +145,7 @@ def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list
     for shard in range(len(validation.shards)):
         if len(clips) < most:
             rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
-            clips += [(decode_flac(row["audio"]), row["text"]) for row in rows]
+            clips += [(decode_flac(row["audio"], row["seconds"]), row["text"]) for row in rows]
     if not clips:
         raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
     return sorted(clips[:most], key=lambda pair: len(pair[0]))
