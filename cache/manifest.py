@@ -15,6 +15,16 @@ def manifest_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def check_depth(header: dict[str, Any], path: Path, levels: int = 20) -> None:
+    """What is nested some hundred levels deep can be read, but not written again."""
+    parts: list[Any] = [header]
+    for _ in range(levels):
+        nested = [part.values() if isinstance(part, dict) else part for part in parts]
+        parts = [value for values in nested for value in values if isinstance(value, dict | list)]
+    if parts:
+        raise PipelineError(f"{path}: nested more than {levels} levels deep: not written by this program")
+
+
 def check_entry(entry: Any, path: Path) -> None:
     """A shard's name must not lead out of its folder, whoever wrote the manifest."""
     found = entry if isinstance(entry, dict) else {}

@@ -12,7 +12,7 @@ import numpy as np
 from cache import files, parquet, webdataset
 from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
-from cache.manifest import check_entry, manifest_sha256
+from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
 from cache.settings import plain, superseded
@@ -135,6 +135,7 @@ def read_header(path: Path) -> dict[str, Any]:
     good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
     if not good or not isinstance(header.get("shards"), list):
         raise PipelineError(f"{path}: not written by this program: expected settings and shards; use another folder")
+    check_depth(header, path)
     for entry in header["shards"]:
         check_entry(entry, path)
     return header
