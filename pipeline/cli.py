@@ -170,6 +170,7 @@ def teacher_cache_command(
 @click.option("--batch-size", type=int)
 @click.option("--learning-rate", type=float)
 @click.option("--seed", type=int)
+@click.option("--verify", is_flag=True, default=None, help="First check the hash of every shard that is read.")
 @click.option("--device", help="auto, cpu or cuda.")
 @restart_option
 @click.pass_context

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cache_makers import (
     BITS,
     SETTINGS,
@@ -29,6 +30,9 @@ from cache.facts import facts
 from cache.shards import FORMATS, ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
+from stages.train_student.run import train_student
+from stages.train_student.settings import TrainSettings
+from stages.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[2]
 OTHER = {"parquet": "webdataset", "webdataset": "parquet"}
@@ -512,3 +516,33 @@ def test_hashes_are_checked_on_request(kind, format, whole, tmp_path):
         ):
             ShardReader(folder, kind).check_hashes()  # its size is right
         (folder / name).write_bytes(data)
+
+
+def test_train_student_refuses_a_damaged_cache(tiny_whisper, utterances, tmp_path):
+    """With a flipped bit that leaves the size as it was: where it is asked for, before anything is trained or claimed."""
+    whisper, out = load_whisper(str(tiny_whisper), 1), tmp_path / "run"
+    path = utterances / "validation/shard-00000.parquet"
+    data = path.read_bytes()
+
+    def train(**settings):
+        chosen = TrainSettings(max_steps=1, batch_size=2, accumulate=1, dtype="fp32", **settings)
+        return train_student(whisper, "clsr", "cs", utterances, None, out, chosen, torch.device("cpu"))
+
+    footer = data.index(b"parquet-cpp")  # the name of the program that wrote it, which no reader looks at
+    path.write_bytes(data[:footer] + b"P" + data[footer + 1 :])
+    with pytest.raises(PipelineError, match=r"validation/shard-00000.parquet has sha256 \w+, its manifest says"):
+        train(verify=True)
+    assert not out.exists()
+    assert train()["steps"] == 1
+    # what was checked is no part of what the weights depend on
+    path.write_bytes(data)
+    assert train(verify=True)["steps"] == 1
+
+
+def test_train_student_takes_verify_from_the_command_line(pipeline, utterances, tiny_whisper, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("pipeline.commands.train.train", lambda *arguments: seen.append(arguments[6]) or sys.exit(0))
+    for flags in ([], ["--verify"]):
+        pipeline("train-student", "--lang", "cs", "--method", "clsr", "--student", tiny_whisper, *flags)
+    assert [settings.verify for settings in seen] == [False, True]
