@@ -11,6 +11,7 @@ import numpy as np
 from cache.errors import PipelineError
 
 POWER = 4
+SUM_TOLERANCE = 1e-4  # of float32 sums over a vocabulary, beside what rounding to codes explains
 
 
 def levels(bits: int) -> int:
@@ -34,7 +35,9 @@ def stored_log_probs(codes: np.ndarray, bits: int) -> np.ndarray:
 def check_distributions(record: dict[str, Any], settings: dict[str, Any], where: str) -> None:
     """Raises PipelineError where the arrays of a teacher record contradict each other or the cache's settings."""
     counts, ids, codes = record["top_counts"], record["top_ids"], record["top_probs"]
-    positions, vocab_size, bits = len(record["targets"]), settings["vocab_size"], settings["bits"]
+    positions = len(record["targets"])
+    vocab_size = bounded(settings, "vocab_size", 1, 1 << 16, where)
+    bits = bounded(settings, "bits", 1, 8, where)
     found = {
         f"{len(counts)} top_counts for {positions} targets": len(counts) != positions,
         f"{len(record['tail_log_probs'])} tail_log_probs for {positions} targets": len(record["tail_log_probs"])
@@ -49,6 +52,57 @@ def check_distributions(record: dict[str, Any], settings: dict[str, Any], where:
     }
     if wrong := [text for text, is_so in found.items() if is_so]:
         raise PipelineError(f"{where}: {'; '.join(wrong)}: the shard is damaged, or not one of this cache")
+
+
+def bounded(settings: dict[str, Any], name: str, least: int, most: int, where: str) -> int:
+    """A setting from a manifest, which anyone may have written."""
+    value = settings.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise PipelineError(f"{where}: the setting {name} is {value!r}, expected a number from {least} to {most}")
+    return value
+
+
+def mass_faults(record: dict[str, Any], bits: int, top_k: int) -> list[str]:
+    """What no teacher can have meant, in a record that `check_distributions` has passed; at how many positions."""
+    counts, codes = record["top_counts"].astype(np.int64), record["top_probs"].astype(np.int64)
+    position_M = np.repeat(np.arange(len(counts)), counts)
+    following = position_M[1:] == position_M[:-1]
+    keys_M = np.sort(position_M << 16 | record["top_ids"])
+    least_M, most_M = _range_of(codes, bits)
+    tail_N = np.exp(record["tail_log_probs"], dtype=np.float64)
+    least_N, most_N = (np.bincount(position_M, mass, len(counts)) + tail_N for mass in (least_M, most_M))
+    found = {
+        "no kept token": np.flatnonzero(counts == 0),
+        f"more kept tokens than top_k, {top_k}": np.flatnonzero(counts > top_k),
+        "probabilities that rise, expected the most likely first": position_M[1:][following & (np.diff(codes) > 0)],
+        "a token that is kept twice": keys_M[1:][np.diff(keys_M) == 0] >> 16,
+        "probabilities that sum to less than 1": np.flatnonzero(most_N < 1 - SUM_TOLERANCE),
+        "probabilities that sum to more than 1": np.flatnonzero(least_N > 1 + SUM_TOLERANCE),
+    }
+    return [
+        f"{text}, at {len(np.unique(where))} of {len(counts)} positions, the first at {where[0]}"
+        for text, where in found.items()
+        if len(where)
+    ]
+
+
+def _range_of(codes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest probability that is rounded to each code; code 1 also stands for less."""
+    least = np.where(codes > 1, (codes - 0.5) / levels(bits), 0.0)
+    return least**POWER, np.minimum((codes + 0.5) / levels(bits), 1.0) ** POWER
+
+
+def entropies(record: dict[str, Any], bits: int) -> np.ndarray:
+    """(T,) in nats: of each position's kept tokens and the mass of the rest, scaled to sum to one."""
+    counts = record["top_counts"]
+    position_M = np.repeat(np.arange(len(counts)), counts)
+    log_M = stored_log_probs(record["top_probs"], bits).astype(np.float64)
+    log_N = record["tail_log_probs"].astype(np.float64)
+    p_M, p_N = np.exp(log_M), np.exp(log_N)
+    total_N = np.bincount(position_M, p_M, len(counts)) + p_N
+    rest_N = p_N * np.where(p_N > 0, log_N, 0.0)
+    total_N = np.maximum(total_N, np.finfo(np.float64).tiny)  # nothing at all, in a damaged record
+    return np.log(total_N) - (np.bincount(position_M, p_M * log_M, len(counts)) + rest_N) / total_N
 
 
 def _highest(ids: np.ndarray) -> int:

@@ -130,7 +130,7 @@ def read_json(path: AnyPath) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of thousands of digits
         raise PipelineError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -141,12 +141,12 @@ def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: not valid JSON lines ({error})") from None
 
 
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
+def sha256_file(path: AnyPath) -> str:
+    with path.open("rb") as file:
         digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -1,5 +1,7 @@
 """Shards as Parquet: zstd, plain typed columns, page checksums."""
 
+import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -7,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache.errors import PipelineError
-from cache.records import array_dtype, check_record
+from cache.pages import decoding_cost
+from cache.records import READ_BYTES, READ_RECORDS, array_dtype, check_record
 
 SUFFIX = ".parquet"
 ROWS_PER_GROUP = 1024
+FOOTER_BYTES = 1 << 24
 _SCALARS = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bytes": pa.binary()}
 
 
@@ -49,24 +53,61 @@ def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
 def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
     """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
 
-    Raises PipelineError, which begins with `where`, on a damaged or foreign file.
+    Raises PipelineError, which begins with `where`, on a damaged or foreign file, and on one that would take more memory
+    than any shard does.
     """
     try:
+        _check_footer_size(file)
         # Without page_checksum_verification a flipped byte is read in silence.
-        table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=list(fields))
-        names, expected = table.schema.names, table.schema.equals(arrow_schema(fields))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{where}: not a readable Parquet shard ({str(error).splitlines()[0]})") from None
-    if not expected:
-        raise PipelineError(f"{where}: columns {names}, expected {list(fields)}: not a shard of this kind")
-    columns = {name: _values(table.column(name), array_dtype(kind)) for name, kind in fields.items()}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        shard = pq.ParquetFile(file, page_checksum_verification=True)
+        found = [field for field in shard.schema_arrow if field.name in fields]
+        if pa.schema(sorted(found, key=lambda field: list(fields).index(field.name))) != arrow_schema(fields):
+            names = shard.schema_arrow.names
+            raise PipelineError(f"{where}: columns {names}, expected {list(fields)}: not a shard of this kind")
+        rows = list(_rows(shard, fields, _batch_rows(file, shard.metadata, fields)))
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise PipelineError(f"{where}: not a readable Parquet shard ({reason})") from None
     return [check_record(row, fields, where) for row in rows]
 
 
-def _values(column: pa.ChunkedArray, dtype: np.dtype | None) -> list:
+def _check_footer_size(file: BinaryIO) -> None:
+    """It is parsed as a whole before anything can be asked about it."""
+    file.seek(-min(8, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    if (size := int.from_bytes(file.read(4), "little")) > FOOTER_BYTES:
+        raise ValueError(f"a footer of {size} bytes, expected at most {FOOTER_BYTES}")
+
+
+def _batch_rows(file: BinaryIO, metadata: pq.FileMetaData, fields: dict[str, str]) -> int:
+    """How many rows to decode at once. Raises ValueError where the whole would take too much memory.
+
+    A page's size says nothing of strings, of which a dictionary holds one that all rows refer to: so there are so few
+    rows in a batch that it stays within bounds even if each row has the longest.
+    """
+    groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    cost = decoding_cost(file, metadata, set(fields))
+    if max(groups, metadata.num_rows) > READ_RECORDS or cost.bytes > READ_BYTES:
+        raise ValueError(
+            f"{groups} rows, for which {cost.bytes} bytes are needed; expected at most {READ_RECORDS} and {READ_BYTES}"
+        )
+    return max(1, min(ROWS_PER_GROUP, READ_BYTES // (cost.longest + 1)))
+
+
+def _rows(shard: pq.ParquetFile, fields: dict[str, str], batch_rows: int) -> Iterator[dict]:
+    decoded = 0
+    for batch in shard.iter_batches(batch_rows, columns=list(fields)):
+        columns = {name: batch.column(name) for name in fields}
+        decoded += sum(column.nbytes * (4 if fields[name].startswith("str") else 1) for name, column in columns.items())
+        if decoded > READ_BYTES:
+            raise ValueError(f"its columns decode to more than {READ_BYTES} bytes")
+        values = [_values(column, array_dtype(fields[name])) for name, column in columns.items()]
+        yield from (dict(zip(fields, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _values(column: pa.Array, dtype: np.dtype | None) -> list:
     if dtype is None:
         return column.to_pylist()
-    array = column.combine_chunks()
-    flat, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
+    flat, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
     return [flat[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]

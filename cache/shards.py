@@ -4,21 +4,22 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 """
 
 import hashlib
-import re
 from typing import Any
 
 import numpy as np
 
 from cache import files, parquet, storage, webdataset
-from cache.distributions import check_distributions
+from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
+from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
-from cache.records import FIELDS
+from cache.records import FIELDS, check_seconds, check_size, content_sha256
 from cache.settings import plain, superseded
 from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
+MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 FORMATS = {"parquet": parquet, "webdataset": webdataset}
 
@@ -74,6 +75,7 @@ class ShardWriter:
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Writes the manifest, with `facts` beside the shard list, and returns it."""
         manifest = {**self._header(), "rows": sum(entry["rows"] for entry in self.shards.values()), **facts}
+        manifest["sha256"] = manifest_sha256(manifest)
         files.write_json(self.folder / MANIFEST, manifest)
         (self.folder / PROGRESS).unlink(missing_ok=True)
         self.complete = True
@@ -96,11 +98,14 @@ def write_shard(
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
     codec = FORMATS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
+    check_size(records, FIELDS[kind], str(path))
+    content = content_sha256(records, FIELDS[kind])
     with files.atomic_path(path) as temporary:
         with open(temporary, "wb") as file:
             codec.write(file, FIELDS[kind], records)
         size, digest = temporary.stat().st_size, files.sha256_file(temporary)
-    return {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, **facts}
+    own = {"index": index, "name": path.name, "rows": len(records), "bytes": size, "sha256": digest, "content": content}
+    return {**own, **facts}
 
 
 def read_shard(
@@ -116,38 +121,35 @@ def read_shard(
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
     if len(records) != entry["rows"]:
         raise PipelineError(f"{path} holds {len(records)} records, its manifest says {entry['rows']}")
-    if kind == "teacher" and not only:
-        for record in records:
+    for record in records:
+        if "seconds" in record:
+            check_seconds(record, f"{path}, {record.get('id', '')}")
+        if kind == "teacher" and not only:
             check_distributions(record, settings, f"{path}, {record['id']}")
     return records
 
 
 def read_header(path: AnyPath) -> dict[str, Any]:
     """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
+    if path.exists() and path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise PipelineError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
     header = files.read_json(path)
     good = isinstance(header, dict) and isinstance(header.get("settings"), dict)
     if not good or not isinstance(header.get("shards"), list):
         raise PipelineError(f"{path}: not written by this program: expected settings and shards; use another folder")
+    check_depth(header, path)
     for entry in header["shards"]:
-        _check_entry(entry, path)
+        check_entry(entry, path)
     return header
 
 
-def _check_entry(entry: Any, path: AnyPath) -> None:
-    """A shard's name must not lead out of its folder, whoever wrote the manifest."""
-    found = entry if isinstance(entry, dict) else {}
-    numbers = [found.get(name) for name in ("index", "rows", "bytes")]
-    good = all(type(number) is int and number >= 0 for number in numbers) and isinstance(found.get("sha256"), str)
-    if not good or not re.fullmatch(r"shard-\d{5,}\.(parquet|tar)", str(found.get("name"))):
-        raise PipelineError(
-            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes and sha256"
-        )
-
-
 class ShardReader:
-    """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind."""
+    """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind.
 
-    def __init__(self, folder: AnyPath, kind: str):
+    check_sizes: whether every shard must be there, and as long as the manifest says.
+    """
+
+    def __init__(self, folder: AnyPath, kind: str, check_sizes: bool = True):
         if not (folder / MANIFEST).exists():
             unfinished = (folder / PROGRESS).exists()
             state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
@@ -161,27 +163,43 @@ class ShardReader:
                 )
         self.settings = self.manifest["settings"]
         self.shards = self.manifest["shards"]
-        self._check_settings()
-        sizes = storage.sizes(folder)
-        for entry in self.shards:
-            self._check_size(entry, sizes.get(entry["name"]))
+        self.format = str(self.manifest.get("format"))
+        if self.format not in FORMATS:
+            raise PipelineError(f"{folder / MANIFEST}: format is {self.format!r}, expected {' or '.join(FORMATS)}")
+        for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if kind == "teacher" else ():
+            bounded(self.settings, name, least, most, str(folder / MANIFEST))
+        for wanted, entry in enumerate(self.shards):
+            if entry["index"] != wanted:
+                raise PipelineError(f"{folder / MANIFEST}: shard {entry['index']} is listed where {wanted} is expected")
+        if (found := self.manifest.get("rows")) != sum(self.rows):
+            raise PipelineError(f"{folder / MANIFEST}: rows is {found!r}, its shards have {sum(self.rows)}")
+        if check_sizes:
+            sizes = storage.sizes(folder)
+            for entry in self.data_files:
+                self._check_size(entry, sizes.get(entry["name"]))
 
-    def _check_settings(self) -> None:
-        """What the shards cannot be read without."""
-        checks: list[tuple[str, Any, Any, str]] = [
-            ("format", self.manifest.get("format"), list(FORMATS), " or ".join(FORMATS))
-        ]
-        if self.kind == "teacher":
-            checks.append(("bits", self.settings.get("bits"), range(4, 9), "4 to 8"))
-            checks.append(("vocab_size", self.settings.get("vocab_size"), range(1, 65537), "1 to 65536"))
-        for name, value, allowed, expected in checks:
-            if isinstance(value, bool) or value not in allowed:
-                raise PipelineError(f"{self.folder / MANIFEST}: {name} is {value!r}, expected {expected}")
+    @property
+    def data_files(self) -> list[dict[str, Any]]:
+        """name, bytes and sha256 of every file that holds data: the shards, and a teacher's mean tail."""
+        tail = self.manifest.get("tail")
+        return [*self.shards, *([{**tail, "name": TAIL}] if isinstance(tail, dict) else [])]
 
     def _check_size(self, entry: dict[str, Any], found: int | None) -> None:
-        if found != entry["bytes"]:
+        if found != entry.get("bytes"):
             path, what = self.folder / entry["name"], "missing" if found is None else f"{found} bytes"
-            raise PipelineError(f"{path} is {what}, its manifest says {entry['bytes']} bytes: the shards are damaged")
+            raise PipelineError(
+                f"{path} is {what}, its manifest says {entry.get('bytes')} bytes: the shards are damaged"
+            )
+
+    def check_hashes(self) -> None:
+        """Reads every file. Raises PipelineError at the first that is not, bit for bit, what was written."""
+        for entry in self.data_files:
+            path = self.folder / entry["name"]
+            if (found := files.sha256_file(path)) != entry.get("sha256"):
+                raise PipelineError(
+                    f"{path} has sha256 {found}, its manifest says {entry.get('sha256')}: the shards are damaged, "
+                    f"`pipeline cache verify {self.folder}` lists all that is wrong"
+                )
 
     @property
     def rows(self) -> list[int]:
@@ -190,24 +208,34 @@ class ShardReader:
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """The records of the shard at position `index`, in order; with `only`, just those of their fields."""
-        return read_shard(self.folder, self.kind, self.manifest["format"], self.shards[index], self.settings, only)
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings, only)
 
     def tail(self) -> np.ndarray:
         """The teacher's mean distribution outside its kept tokens: float32 (vocab_size,), summing to one."""
-        path = self.folder / "tail.npy"
+        path = self.folder / TAIL
+        vocab_size = bounded(self.settings, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
         try:
-            array = read_npy(path.read_bytes()).copy()
+            with path.open("rb") as file:
+                array = read_npy(file.read(8 << 16)).copy()
         except StorageError:
             raise
         except (OSError, ValueError) as error:
             raise PipelineError(f"{path}: not readable ({error}): the cache is damaged") from None
-        if array.shape != (self.settings["vocab_size"],) or array.dtype != np.float32:
-            raise PipelineError(
-                f"{path}: {array.dtype} {array.shape}, expected float32 ({self.settings['vocab_size']},)"
-            )
+        if array.shape != (vocab_size,) or array.dtype != np.float32:
+            raise PipelineError(f"{path}: {array.dtype} {array.shape}, expected float32 ({vocab_size},)")
         return array
 
     def fingerprint(self) -> str:
-        """Changes whenever a record changes: a hash over the shards' hashes."""
-        text = "".join(f"{entry['name']} {entry['rows']} {entry['sha256']}\n" for entry in self.shards)
+        """Changes whenever a record changes, and stays the same in another format: a hash over the shards' contents."""
+        text = "".join(f"{entry['index']} {entry['rows']} {entry['content']}\n" for entry in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_shards(folder: AnyPath, check_sizes: bool = True) -> ShardReader:
+    """A finished folder of either kind."""
+    if not (folder / MANIFEST).exists():
+        raise PipelineError(f"{folder} holds no {MANIFEST}: expected a finished folder of utterance or teacher shards")
+    kind = str(read_header(folder / MANIFEST).get("kind"))
+    if kind not in FIELDS:
+        raise PipelineError(f"{folder / MANIFEST}: kind is {kind!r}, expected {' or '.join(FIELDS)}")
+    return ShardReader(folder, kind, check_sizes)

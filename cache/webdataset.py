@@ -1,19 +1,21 @@
 """Shards as WebDataset tars: `<row>.json` for strings and numbers, `<row>.<field>.npy` per array, `<row>.flac` for audio.
 
-Written with the stock `webdataset` writer and readable with its reader. Read here by `tarfile`, member by member, since
-the stock reader ends in silence at a tar that was cut at a member boundary and would unpickle what it is given.
+Written with the stock `webdataset` writer and readable with its reader. Read here member by member, since the stock reader
+ends in silence at a tar that was cut at a member boundary and would unpickle what it is given.
 """
 
 import json
+import os
 import tarfile
-import tokenize
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from cache.errors import PipelineError
 from cache.npy import npy_bytes, read_npy
-from cache.records import AUDIO_FIELD, array_dtype, check_record
+from cache.records import AUDIO_FIELD, READ_BYTES, READ_RECORDS, array_dtype, check_record
 
 SUFFIX = ".tar"
+JSON_BYTES = 1 << 20  # of a sample; parsed, JSON can take thirty times its length
 
 
 def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
@@ -22,13 +24,19 @@ def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
 
     with webdataset.TarWriter(file, mtime=0, user="root", group="root") as tar:
         for row, record in enumerate(records):
-            tar.write({"__key__": f"{row:06d}", **_members(record, fields)})
+            tar.write({"__key__": _key(row), **_members(record, fields)})
+
+
+def _key(row: int) -> str:
+    return f"{row:06d}"
 
 
 def _members(record: dict, fields: dict[str, str]) -> dict[str, bytes]:
     # Keys are row numbers and ids stand in the JSON: an id with a dot would silently merge with its neighbour.
     scalars = {name: record[name] for name, kind in fields.items() if kind != "bytes" and array_dtype(kind) is None}
     members = {"json": json.dumps(scalars, ensure_ascii=False).encode()}
+    if len(members["json"]) > JSON_BYTES:
+        raise PipelineError(f"{record['id']}: {len(members['json'])} bytes of text, expected at most {JSON_BYTES}")
     for name, kind in fields.items():
         if array_dtype(kind) is not None:
             members[_ending(name, kind)] = npy_bytes(record[name])
@@ -47,32 +55,77 @@ def _ending(name: str, kind: str) -> str:
 def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
     """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
 
-    Raises PipelineError, which begins with `where`, on a damaged or foreign file.
+    Raises PipelineError, which begins with `where`, on a damaged or foreign file. Members that hold no wanted field are
+    passed over, as the stock reader does. Nothing is ever extracted: a member's name is a key, never a path.
     """
-    wanted = {"json", *(_ending(name, kind) for name, kind in fields.items())}
-    samples: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, _, ending = member.name.partition(".")
-                stream = tar.extractfile(member)
-                if stream is None or not ending:
-                    raise PipelineError(f"{where}: member '{member.name}' is not a file of a sample")
-                if ending in wanted:
-                    samples.setdefault(key, {})[ending] = stream.read()
-        return [_record(members, fields, f"{where}, sample {key}") for key, members in samples.items()]
-    except (tarfile.TarError, OSError, EOFError) as error:
+        samples = _samples(file, {"json", *(_ending(name, kind) for name, kind in fields.items())})
+    except (tarfile.TarError, OSError, ValueError, MemoryError) as error:
         raise PipelineError(f"{where}: not a readable tar shard ({error})") from None
+    return [_record(members, fields, f"{where}, sample {_key(row)}") for row, members in enumerate(samples)]
+
+
+def _samples(file: BinaryIO, wanted: set[str]) -> list[dict[str, bytes]]:
+    """Of each sample the members with the `wanted` endings."""
+    samples: list[dict[str, bytes]] = []
+    seen: set[str] = set()
+    current = None
+    for name, size in _members_of(file):
+        key, _, ending = name.partition(".")
+        if name in seen or not ending:
+            raise ValueError(f"member {name!r} is {'there twice' if ending else 'no file of a sample'}")
+        seen.add(name)
+        if key != current:
+            if key != _key(len(samples)) or len(samples) == READ_RECORDS:
+                raise ValueError(f"sample {key!r}, expected {_key(len(samples))!r}, and at most {READ_RECORDS}")
+            current = key
+            samples.append({})
+        if ending in wanted:
+            samples[-1][ending] = file.read(size)
+    return samples
+
+
+def _members_of(file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """Each member's name and size; `file` then stands at its data.
+
+    tarfile itself would follow links, make sparse files of terabytes, let one header override the next, allocate what a
+    header claims, and end in silence at one that is damaged. Here a member is a plain file within the archive, or refused.
+    """
+    end = file.seek(0, os.SEEK_END)
+    if end > READ_BYTES:
+        raise ValueError(f"{end} bytes, expected at most {READ_BYTES}")
+    at = 0
+    while at < end:
+        file.seek(at)
+        block = file.read(tarfile.BLOCKSIZE)
+        if not any(block):
+            return
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        at += tarfile.BLOCKSIZE + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"member {member.name!r} is no plain file (type {member.type!r})")
+        if member.size < 0 or at > end:
+            raise ValueError(f"member {member.name!r} of {member.size} bytes is cut at {end}")
+        yield member.name, member.size
 
 
 def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> dict:
     try:
-        record = dict(json.loads(members["json"]))
+        if len(members["json"]) > JSON_BYTES:
+            raise ValueError(f"{len(members['json'])} bytes of JSON, expected at most {JSON_BYTES}")
+        record = dict(json.loads(members["json"], parse_int=_int))
         for name, kind in fields.items():
             if array_dtype(kind) is not None:
                 record[name] = read_npy(members[_ending(name, kind)])
             elif kind == "bytes":
                 record[name] = members[_ending(name, kind)]
-    except (KeyError, ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise PipelineError(f"{where}: not a sample of this kind ({error})") from None
     return check_record({name: record[name] for name in fields if name in record}, fields, where)
+
+
+def _int(digits: str) -> int:
+    """Python takes time that grows with the square of a number's length."""
+    if len(digits) > 20:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)

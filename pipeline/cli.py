@@ -10,6 +10,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
+from pipeline.cli_cache import cache_group
+from pipeline.options import examples, one_line, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 METHODS = ("clsr", "clsr-kd", "full")
@@ -34,17 +36,10 @@ lang_option = click.option(
     metavar="LANG",
     help="Code or name, one or several; default: all in the parameters.",
 )
-restart_option = click.option(
-    "--restart", is_flag=True, help="Where the output was made with other settings, remove it and begin again."
-)
-
-
-def _examples(text: str) -> str:
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.strip().splitlines())
 
 
 @click.group(
-    epilog=_examples("pipeline --set train.epochs=3 train-student --lang cs"),
+    epilog=examples("pipeline --set train.epochs=3 train-student --lang cs"),
     context_settings={"show_default": True},
 )
 @click.option(
@@ -89,7 +84,7 @@ def _params(ctx: click.Context, **flags: Any):
 
 @cli.command(
     "prepare",
-    epilog=_examples("pipeline prepare --lang cs\npipeline prepare --lang gl --corpus manifest --path recordings.csv"),
+    epilog=examples("pipeline prepare --lang cs\npipeline prepare --lang gl --corpus manifest --path recordings.csv"),
 )
 @lang_option
 @click.option("--corpus", type=click.Choice(CORPORA), help="Overrides the language's corpus; with --path.")
@@ -112,7 +107,7 @@ def prepare_command(
     prepare(params, languages, corpus, corpus_path, restart)
 
 
-@cli.command("adapt-teacher", epilog=_examples("pipeline adapt-teacher --lang cs"))
+@cli.command("adapt-teacher", epilog=examples("pipeline adapt-teacher --lang cs"))
 @lang_option
 @restart_option
 @click.pass_context
@@ -125,7 +120,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 
 @cli.command(
     "teacher-cache",
-    epilog=_examples(
+    epilog=examples(
         "pipeline teacher-cache --lang ca\npipeline teacher-cache --lang gl --teacher openai/whisper-large-v2"
     ),
 )
@@ -164,7 +159,7 @@ def teacher_cache_command(
     teacher_cache(_params(ctx, device=device, **changes, **flags), languages, restart)
 
 
-@cli.command("train-student", epilog=_examples("pipeline train-student --lang cs --method clsr-kd"))
+@cli.command("train-student", epilog=examples("pipeline train-student --lang cs --method clsr-kd"))
 @lang_option
 @click.option(
     "--method", "methods", type=click.Choice(METHODS), multiple=True, default=["clsr-kd"], help="One or several."
@@ -175,6 +170,7 @@ def teacher_cache_command(
 @click.option("--batch-size", type=int)
 @click.option("--learning-rate", type=float)
 @click.option("--seed", type=int)
+@click.option("--verify", is_flag=True, default=None, help="First check the hash of every shard that is read.")
 @click.option("--device", help="auto, cpu or cuda.")
 @restart_option
 @click.pass_context
@@ -194,7 +190,7 @@ def train_student_command(
     train_student(_params(ctx, student=student, device=device), languages, list(methods), changes, restart)
 
 
-@cli.command("evaluate", epilog=_examples("pipeline evaluate --lang cs --system base --system clsr-kd"))
+@cli.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))
 @lang_option
 @click.option(
     "--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="One or several; default: all there are."
@@ -213,7 +209,7 @@ def evaluate_command(
     evaluate(_params(ctx, device=device), languages, list(systems), further)
 
 
-@cli.command("report", epilog=_examples("pipeline report"))
+@cli.command("report", epilog=examples("pipeline report"))
 @click.pass_context
 def report_command(ctx: click.Context) -> None:
     """Writes one page from all metrics, and prints its table."""
@@ -222,7 +218,7 @@ def report_command(ctx: click.Context) -> None:
     report(_params(ctx))
 
 
-@cli.command("transcribe", epilog=_examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
+@cli.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
 @click.argument("files", nargs=-1, required=True)
 @click.option(
     "--lang", "languages", multiple=True, callback=_languages, metavar="LANG", help="Default: the experts' language."
@@ -241,14 +237,16 @@ def transcribe_command(
     transcribe(_params(ctx, device=device), list(files), languages[0] if languages else None, model)
 
 
+cli.add_command(cache_group)
+
+
 def main() -> None:
     """Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. What goes wrong is one line on standard error."""
     try:
-        cli.main(standalone_mode=False)
+        if status := cli.main(standalone_mode=False):  # of ctx.exit()
+            sys.exit(status)
     except click.ClickException as error:
         _end(error.format_message(), error.exit_code)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _end("interrupted; the same command goes on where it was", 130)
     except PipelineError as error:
@@ -263,7 +261,7 @@ def main() -> None:
 
 
 def _end(message: str, status: int) -> None:
-    print(f"pipeline: {' '.join(message.split())}", file=sys.stderr)
+    print(f"pipeline: {one_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 

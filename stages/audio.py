@@ -16,6 +16,7 @@ import soundfile
 import soxr
 
 from cache.errors import PipelineError
+from cache.records import MAX_SECONDS
 
 SAMPLE_RATE = 16_000  # Hz: what Whisper's features are defined on
 QUALITY = "VHQ"  # soxr's best; at speech lengths it costs no more time than decoding does
@@ -89,17 +90,28 @@ def encode_flac(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes) -> np.ndarray:
-    """(samples,) float32 of `encode_flac`'s bytes."""
+def decode_flac(data: bytes, at_most: float = MAX_SECONDS) -> np.ndarray:
+    """(samples,) float32 of `encode_flac`'s bytes.
+
+    Raises PipelineError where they are anything else, or claim more than `at_most` seconds: a minute of silence takes
+    3 kB, and room for all that a header claims would be made at once.
+    """
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            if (sound.format, sound.samplerate, sound.channels) != ("FLAC", SAMPLE_RATE, 1):
+                raise PipelineError(
+                    f"audio of a shard is {sound.format} of {sound.samplerate} Hz and {sound.channels} channels, expected "
+                    f"FLAC of {SAMPLE_RATE} Hz mono"
+                )
+            if sound.frames > round(at_most * SAMPLE_RATE):
+                raise PipelineError(
+                    f"audio of a shard claims {sound.frames / SAMPLE_RATE:.3f} s, expected at most {at_most:.3f} s"
+                )
+            return sound.read(dtype="float32")
     except soundfile.SoundFileError as error:
         raise PipelineError(
             f"audio of a shard is not readable FLAC ({_reason(error)}): make the shards again"
         ) from None
-    if rate != SAMPLE_RATE or samples.ndim != 1:
-        raise PipelineError(f"audio of a shard is {rate} Hz of shape {samples.shape}, expected {SAMPLE_RATE} Hz mono")
-    return samples
 
 
 def audio_sha256(samples: np.ndarray) -> str:

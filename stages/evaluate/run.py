@@ -98,7 +98,7 @@ def _batches(reader: ShardReader, audio_window_s: int, batch_size: int) -> Itera
 
 
 def _utterance(row: dict, audio_window_s: int) -> Utterance:
-    windows = list(cut_at_pauses([decode_flac(row["audio"])], audio_window_s))
+    windows = list(cut_at_pauses([decode_flac(row["audio"], row["seconds"])], audio_window_s))
     if not windows:
         raise PipelineError(f"utterance {row['id']}: no audio in its shard, expected {row['seconds']:.2f} s")
     return Utterance(row["id"], row["group"], row["seconds"], row["text"], windows)

@@ -153,7 +153,7 @@ class ShardScorer:
             by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
             for start in range(0, max(1, len(by_length)), self.settings.batch_size):
                 rows = by_length[start : start + self.settings.batch_size]
-                clips = [decode_flac(utterances[row]["audio"]) for row in rows]
+                clips = [decode_flac(utterances[row]["audio"], utterances[row]["seconds"]) for row in rows]
                 yield _Batch(shard, rows, self.log_mel(clips) if clips else torch.empty(0))
 
     def _opened(self, index: int, utterances: list[dict]) -> _Shard:

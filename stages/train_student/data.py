@@ -154,7 +154,7 @@ class TrainingData:
         lengths = torch.tensor([len(self.prompt) + len(ids) - 1 for ids in targets])
         return Batch(
             ids=[row["id"] for row in rows],
-            features=self.log_mel([decode_flac(row["audio"]) for row in rows]),
+            features=self.log_mel([decode_flac(row["audio"], row["seconds"]) for row in rows]),
             decoder_input_ids=inputs,
             positions=target_positions(self.prompt, targets),
             targets=torch.tensor([token for ids in targets for token in ids]),

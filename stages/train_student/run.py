@@ -50,6 +50,8 @@ def train_student(
     if (done := _finished(out, facts, restart)) is not None:
         return done
     # before the folder is claimed: what is refused here must not stand in the way of the next run
+    for reader in [training, validation, *([shards] if shards is not None else [])] if settings.verify else []:
+        reader.check_hashes()
     data = TrainingData(training, shards, base, language, settings)
     clips = _validation_clips(validation, base, settings.max_validation)
     files.write_json(out / PROGRESS, {"settings": facts})
@@ -117,7 +119,7 @@ def _facts(
             "training_utterances": training.fingerprint(),
             "validation_utterances": validation.fingerprint(),
             "teacher_shards": teacher and teacher.fingerprint(),
-            **settings.model_dump(exclude={"dtype", "log_every", "save_every"}),
+            **settings.model_dump(exclude={"dtype", "log_every", "save_every", "verify"}),
             "dtype": str(dtype).removeprefix("torch."),
         }
     )
@@ -146,7 +148,7 @@ def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list
     for shard in range(len(validation.shards)):
         if len(clips) < most:
             rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
-            clips += [(decode_flac(row["audio"]), row["text"]) for row in rows]
+            clips += [(decode_flac(row["audio"], row["seconds"]), row["text"]) for row in rows]
     if not clips:
         raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
     return sorted(clips[:most], key=lambda pair: len(pair[0]))

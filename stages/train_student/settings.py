@@ -49,6 +49,7 @@ class TrainSettings(BaseModel):
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
     seed: int = Field(0, ge=0)
+    verify: bool = Field(False, description="before training check the hash of every shard, not its size alone")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
 
     @model_validator(mode="after")

@@ -1,0 +1,79 @@
+"""The same records in another format, with all that the manifest says of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cache import files
+from cache.errors import PipelineError
+from cache.shards import ShardReader, ShardWriter, write_shard
+from cache.storage import AnyPath
+
+LEFT_OUT = "left_out.jsonl"
+_OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
+_OF_HEADER = {"format_version", "kind", "format", "fields", "settings", "shards", "rows", "sha256"}
+Progress = Callable[[int, int, str], None]
+
+
+def convert(
+    source: ShardReader,
+    out: AnyPath,
+    format: str,
+    restart: bool = False,
+    progress: Progress = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """Writes the records of `source` to `out` in `format`, and returns the manifest; goes on where it was interrupted.
+
+    Raises PipelineError where a shard does not hold the records that its manifest says, or `out` holds others.
+    """
+    if str(out.resolve()) == str(source.folder.resolve()):
+        raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
+    writer = ShardWriter(out, source.kind, source.settings, format, restart)
+    _check_same(source, writer)
+    done, total = sum(source.rows[index] for index in writer.shards), sum(source.rows)
+    progress(total if writer.complete else done, total, "")
+    if writer.complete:
+        return ShardReader(out, source.kind).manifest
+    for index, rows in enumerate(source.rows):
+        if index not in writer.shards:
+            writer.record(_converted(source, index, out, format))
+            done += rows
+            progress(done, total, "")
+    _copy(source.folder / LEFT_OUT, out / LEFT_OUT)
+    for entry in source.data_files[len(source.shards) :]:
+        _copy(source.folder / entry["name"], out / entry["name"])
+        if files.sha256_file(out / entry["name"]) != entry.get("sha256"):
+            raise _damaged(source, entry["name"])
+    return writer.finish(**{name: value for name, value in source.manifest.items() if name not in _OF_HEADER})
+
+
+def _check_same(source: ShardReader, writer: ShardWriter) -> None:
+    """Equal settings do not make equal records: another machine's rounding, a transcript that was corrected."""
+    entries = ShardReader(writer.folder, source.kind).shards if writer.complete else list(writer.shards.values())
+    expected = {entry["index"]: entry["content"] for entry in source.shards}
+    found = {entry["index"]: entry["content"] for entry in entries}
+    if not found.items() <= expected.items() or (writer.complete and found != expected):
+        raise PipelineError(
+            f"{writer.folder}: shards with the same settings, but other records than those of {source.folder}, are there "
+            "already: give another folder, or remove this one"
+        )
+
+
+def _converted(source: ShardReader, index: int, out: AnyPath, format: str) -> dict[str, Any]:
+    entry = source.shards[index]
+    facts = {name: value for name, value in entry.items() if name not in {*_OF_FILE, "content"}}
+    written = write_shard(out, source.kind, format, index, source.read(index), **facts)
+    if written["content"] != entry["content"]:
+        (out / written["name"]).unlink()
+        raise _damaged(source, entry["name"])
+    return written
+
+
+def _damaged(source: ShardReader, name: str) -> PipelineError:
+    return PipelineError(
+        f"{source.folder / name}: not what was written there: `pipeline cache verify {source.folder}` lists all that is wrong"
+    )
+
+
+def _copy(source: AnyPath, target: AnyPath) -> None:
+    with files.atomic_path(target) as temporary:
+        temporary.write_bytes(source.read_bytes())

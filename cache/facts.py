@@ -1,0 +1,120 @@
+"""What a folder of shards holds, in numbers. Read shard by shard: memory does not grow with the folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cache.distributions import bounded, entropies
+from cache.records import MAX_SECONDS
+from cache.shards import MANIFEST, ShardReader
+
+MASS_STEP, LENGTH_STEP = 1e-4, 0.1  # of the histograms from which quantiles are read; seconds
+QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
+Progress = Callable[[int, int, str], None]
+
+
+def facts(reader: ShardReader, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+    """Of a finished folder, as JSON values; None where a number is not known."""
+    manifest = reader.manifest
+    size = sum(entry["bytes"] for entry in reader.shards)
+    common = {
+        "folder": str(reader.folder),
+        "kind": reader.kind,
+        "format": reader.format,
+        "format_version": manifest["format_version"],
+        "settings": reader.settings,
+        "shards": len(reader.shards),
+        "utterances": sum(reader.rows),
+        "hours": sum(entry.get("seconds", 0) for entry in reader.shards) / 3600,
+        "bytes": size,
+        "left_out": manifest.get("left_out", {}),
+    }
+    counts: _Utterances | _Distributions
+    counts = _Utterances() if reader.kind == "utterances" else _Distributions(reader)
+    done = 0
+    progress(done, common["utterances"], "")
+    for index, rows in enumerate(reader.rows):
+        counts.add(reader, index)
+        done += rows
+        progress(done, common["utterances"], "")
+    return {**common, **counts.facts(size)}
+
+
+class _Utterances:
+    def __init__(self) -> None:
+        self.lengths = np.zeros(round(MAX_SECONDS / LENGTH_STEP) + 1, np.int64)
+        self.seconds = 0.0
+        self.speakers: set[str] = set()
+        self.untranscribed = 0
+
+    def add(self, reader: ShardReader, index: int) -> None:
+        for row in reader.read(index, only=("text", "seconds", "speaker")):
+            self.lengths[round(row["seconds"] / LENGTH_STEP)] += 1
+            self.seconds += row["seconds"]
+            self.speakers.add(row["speaker"])
+            self.untranscribed += not row["text"]
+
+    def facts(self, size: int) -> dict[str, Any]:
+        return {
+            "seconds": _quantiles(self.lengths, LENGTH_STEP),
+            "bytes_per_second": _ratio(size, self.seconds),
+            "speakers": len(self.speakers - {""}),
+            "untranscribed": self.untranscribed,
+        }
+
+
+class _Distributions:
+    """Over all positions of a teacher's cache."""
+
+    def __init__(self, reader: ShardReader):
+        self.manifest = reader.manifest
+        self.bits = bounded(reader.settings, "bits", 1, 8, str(reader.folder / MANIFEST))
+        self.kept = np.zeros(1 << 16, np.int64)  # positions by how many tokens they keep
+        self.mass = np.zeros(round(1 / MASS_STEP) + 1, np.int64)  # positions by the mass of these
+        self.mass_sum = self.entropy_sum = self.log_prob_sum = 0.0
+        self.scored = 0  # positions whose targets' log-probability is known
+
+    def add(self, reader: ShardReader, index: int) -> None:
+        records = reader.read(index)
+        for record in records:
+            self.entropy_sum += entropies(record, self.bits).sum()
+            if record["mean_log_prob"] is not None:
+                self.log_prob_sum += record["mean_log_prob"] * len(record["targets"])
+                self.scored += len(record["targets"])
+        counts_N, tail_N = (
+            np.concatenate([np.empty(0, np.uint16), *(record[name] for record in records)])
+            for name in ("top_counts", "tail_log_probs")
+        )
+        mass_N = 1 - np.exp(np.minimum(tail_N, 0), dtype=np.float64)
+        self.mass_sum += mass_N.sum()
+        self.mass += np.bincount(np.rint(mass_N / MASS_STEP).astype(np.int64), minlength=len(self.mass))
+        self.kept += np.bincount(counts_N.astype(np.int64), minlength=len(self.kept))
+
+    def facts(self, size: int) -> dict[str, Any]:
+        tokens = int(self.kept.sum())
+        return {
+            "tokens": tokens,
+            "bytes_per_token": _ratio(size, tokens),
+            "kept_per_token": {
+                "mean": _ratio((self.kept * np.arange(len(self.kept))).sum(), tokens),
+                **_quantiles(self.kept, 1),
+            },
+            "mass_kept": {"mean": _ratio(self.mass_sum, tokens), **_quantiles(self.mass, MASS_STEP)},
+            "entropy_nats": _ratio(self.entropy_sum, tokens),
+            "teacher_wer": self.manifest.get("teacher_wer"),
+            "mean_log_prob": _ratio(self.log_prob_sum, self.scored),
+        }
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return float(total / count) if count else None
+
+
+def _quantiles(histogram: np.ndarray, step: float) -> dict[str, float | None]:
+    """Of values counted in steps: the first up to which at least that share of them lies."""
+    below = histogram.cumsum()
+    return {
+        name: round(int(np.searchsorted(below, share * below[-1])) * step, 6) if below[-1] else None
+        for name, share in QUANTILES.items()
+    }

@@ -1,0 +1,50 @@
+"""What a manifest must look like before anything in it is relied on, whoever wrote it."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from cache.errors import PipelineError
+from cache.storage import AnyPath
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """Of all that it says, but for this hash itself."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_depth(header: dict[str, Any], path: AnyPath, levels: int = 20) -> None:
+    """What is nested some hundred levels deep can be read, but not written again."""
+    parts: list[Any] = [header]
+    for _ in range(levels):
+        nested = [part.values() if isinstance(part, dict) else part for part in parts]
+        parts = [value for values in nested for value in values if isinstance(value, dict | list)]
+    if parts:
+        raise PipelineError(f"{path}: nested more than {levels} levels deep: not written by this program")
+
+
+def check_entry(entry: Any, path: AnyPath) -> None:
+    """A shard's name must not lead out of its folder, whoever wrote the manifest."""
+    found = entry if isinstance(entry, dict) else {}
+    numbers = [found.get(name) for name in ("index", "rows", "bytes")]
+    good = all(type(number) is int and number >= 0 for number in numbers)
+    good = good and all(isinstance(found.get(name), str) for name in ("sha256", "content"))
+    if not good or not re.fullmatch(rf"shard-{found['index']:05d}\.(parquet|tar)", str(found.get("name"))):
+        raise PipelineError(
+            f"{path}: a shard's entry is {str(entry)[:80]}, expected index, name, rows, bytes, sha256 and content"
+        )
+    _check_facts(found, path)
+
+
+def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
+    """What the stages add to an entry."""
+    numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
+    rows = entry.get("left_out", [])
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "reason", "detail"))
+        for row in rows
+    )
+    if not good or not all(isinstance(number, int | float) for number in numbers):
+        raise PipelineError(f"{path}: the entry of {entry['name']} has seconds, tokens or left_out of a wrong type")

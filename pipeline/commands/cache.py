@@ -1,0 +1,168 @@
+"""pipeline cache info, verify, convert, diff"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from cache.compare import LIKELY, compare
+from cache.convert import convert as convert_shards
+from cache.errors import PipelineError
+from cache.facts import facts
+from cache.shards import ShardReader, open_shards
+from cache.storage import AnyPath
+from cache.verify import faults
+from pipeline.options import one_line
+from pipeline.progress import ProgressReport
+from stages.audio import SAMPLE_RATE, audio_sha256, decode_flac
+
+IDS_SHOWN = 10
+# What the records were made with, as far as it is worth a line; the rest is in --json.
+MADE_WITH = (
+    "targets",
+    "dtype",
+    "prompt",
+    "top_p",
+    "min_k",
+    "top_k",
+    "bits",
+    "audio_window_s",
+    "language",
+    "split",
+    "corpus",
+)
+
+
+def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
+    found = []
+    for folder in folders:
+        with ProgressReport(f"cache info {folder}", "records") as progress:
+            found.append(facts(open_shards(folder), progress))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for each in found:
+        print(one_line(each["folder"]))
+        for name, text in _lines(each):
+            print(f"  {name:<20} {one_line(text)}")
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    settings = found["settings"]
+    yield "kind", f"{found['kind']}, {found['format']}, format version {found['format_version']}"
+    if "teacher" in settings:
+        yield "teacher", f"{settings['teacher']}, weights {str(settings.get('teacher_weights'))[:12]}"
+    yield "made with", ", ".join(f"{name} {settings[name]}" for name in MADE_WITH if settings.get(name) is not None)
+    yield "utterances", f"{found['utterances']:,} in {found['shards']} shards, {found['hours']:.2f} h"
+    size = f"{found['bytes']:,}"
+    if found["kind"] == "utterances":
+        yield "bytes", f"{size}, {_number(found['bytes_per_second'], '.0f')} per second of audio"
+        yield "seconds", _quantiles(found["seconds"], ".1f")
+        yield "speakers", f"{found['speakers']:,}"
+        yield "untranscribed", f"{found['untranscribed']:,}"
+    else:
+        kept, mass = found["kept_per_token"], found["mass_kept"]
+        yield "tokens", f"{found['tokens']:,}"
+        yield "bytes", f"{size}, {_number(found['bytes_per_token'], '.1f')} per token"
+        yield "kept per token", f"mean {_number(kept['mean'], '.1f')}, {_quantiles(kept, '.0f')}"
+        yield "mass kept", f"mean {_number(mass['mean'], '.4f')}, {_quantiles(mass, '.4f')}"
+        yield "entropy", f"mean {_number(found['entropy_nats'], '.3f')} nats, of the kept tokens and the rest as one"
+        yield "targets' log-prob", f"mean {_number(found['mean_log_prob'], '.3f')} nats per token"
+        yield "teacher's own WER", _number(found["teacher_wer"], ".1%").replace("%", " %")
+    yield "left out", _counts(found["left_out"]) or "nothing"
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "not known"
+
+
+def _quantiles(values: dict[str, Any], form: str) -> str:
+    return ", ".join(f"{name} {_number(values[name], form)}" for name in ("p5", "median", "p95"))
+
+
+def _counts(values: Any) -> str:
+    return ", ".join(f"{count} {name}" for name, count in values.items()) if isinstance(values, dict) else str(values)
+
+
+def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
+    """Raises PipelineError with the number of faults, which have been printed."""
+    source = ShardReader(utterances, "utterances", check_sizes=False) if utterances else None
+    broken = found = 0
+    for folder in folders:
+        before = found
+        with ProgressReport(f"cache verify {folder}", "records") as progress:
+            for fault in faults(folder, source, _audio_faults, progress):
+                print(one_line(fault), flush=True)
+                found += 1
+        broken += found > before
+        if found == before:
+            reader = open_shards(folder)
+            print(f"{one_line(str(folder))}: {len(reader.shards)} shards, {sum(reader.rows)} records: whole")
+    if found:
+        raise PipelineError(
+            f"faults: {found}, in {broken} of {len(folders)} folders: make them again, or copy them again"
+        )
+
+
+def _audio_faults(record: dict) -> list[str]:
+    """The audio of an utterance against what its record says of it."""
+    try:
+        samples = decode_flac(record["audio"], record["seconds"])
+    except PipelineError as error:
+        return [str(error)]
+    found = {
+        f"{len(samples) / SAMPLE_RATE} seconds of audio": (len(samples) / SAMPLE_RATE, record["seconds"]),
+        "audio_sha256 of the samples": (audio_sha256(samples), record["audio_sha256"]),
+    }
+    return [f"{name}: {one}, expected {other}" for name, (one, other) in found.items() if one != other]
+
+
+def convert(folder: AnyPath, out: AnyPath, format: str, restart: bool) -> None:
+    with ProgressReport(f"cache convert {folder}", "records") as progress:
+        manifest = convert_shards(open_shards(folder), out, format, restart, progress)
+    size = sum(entry["bytes"] for entry in manifest["shards"])
+    print(f"{out}: {len(manifest['shards'])} {format} shards, {manifest['rows']} records, {size} bytes")
+
+
+def diff(first: AnyPath, second: AnyPath, as_json: bool) -> bool:
+    """Whether the two are equal; prints how they differ."""
+    readers = open_shards(first), open_shards(second)
+    with ProgressReport(f"cache diff {first} {second}", "records") as progress:
+        found = compare(*readers, progress)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        for line in _differences(found):
+            print(one_line(line))
+    return found["equal"]
+
+
+def _differences(found: dict[str, Any]) -> Iterator[str]:
+    first, second = found["folders"]
+    yield f"records: {found['records'][0]} in {first}, {found['records'][1]} in {second}, {found['same']} the same"
+    for name, (one, other) in found["settings"].items():
+        yield f"setting {name}: {one!r} in {first}, {other!r} in {second}"
+    if found["shards"]:
+        yield f"records per shard: {found['shards'][0]} in {first}, {found['shards'][1]} in {second}"
+    for folder, ids in ((first, found["only_in_first"]), (second, found["only_in_second"])):
+        if ids:
+            more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
+            yield f"only in {folder}: {len(ids)} records: {', '.join(ids[:IDS_SHOWN])}{more}"
+    if found["moved"]:
+        yield f"in another place: {found['moved']} records"
+    for name, count in found["fields"].items():
+        yield f"field {name}: differs in {count} records"
+    if found["left_out"]:
+        yield f"left out: {_counts(found['left_out'][0]) or 'nothing'}; {_counts(found['left_out'][1]) or 'nothing'}"
+    if found["tail"]:
+        yield f"mean tail: {found['tail']:.4f} of its mass lies elsewhere"
+    if (distances := found["distributions"]) and distances["positions"]:
+        yield from _distances(distances)
+    yield "equal" if found["equal"] else "different"
+
+
+def _distances(found: dict[str, Any]) -> Iterator[str]:
+    yield f"distributions, at the {found['positions']} positions with the same target:"
+    yield f"  Jensen-Shannon, nats: mean {found['js_mean']:.6f}, greatest {found['js_max']:.6f}"
+    yield f"  over the tokens that both keep: mean {found['js_mean_of_common']:.6f}"
+    yield f"  the same most likely token: {100 * found['same_top']:.2f} %"
+    yield f"  greatest difference of a log-probability where p > {LIKELY}: {found['log_prob_max']:.4f}"

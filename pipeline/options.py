@@ -1,0 +1,16 @@
+"""What the command line's modules share."""
+
+import click
+
+restart_option = click.option(
+    "--restart", is_flag=True, help="Where the output was made with other settings, remove it and begin again."
+)
+
+
+def examples(text: str) -> str:
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.strip().splitlines())
+
+
+def one_line(text: str) -> str:
+    """For a terminal, which a name or an id from elsewhere must not command."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
