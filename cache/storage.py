@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import random
 import shutil
@@ -31,6 +32,8 @@ NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFo
 WRONG_REQUESTS = {"ValueError", "NotImplementedError", "ParamValidationError", "IsADirectoryError", "FileExistsError"}
 OUR_FAULTS = (TypeError, AttributeError, LookupError, AssertionError, NameError)
 T = TypeVar("T")
+
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it would print the trace of each attempt that fails
 
 
 class StorageError(PipelineError):
@@ -135,13 +138,15 @@ def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
     if protocol == "file":
         return Path(rest)
     _check_installed(protocol, text)
+    if protocol in OBJECT_STORES and not rest.partition("/")[0]:
+        raise StorageError(f"{text}: no bucket in it, expected {protocol}://BUCKET/NAME")
     # What another process has written must be seen, so that no listing is kept.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in OBJECT_STORES else {}
     try:
         remote = RemotePath(text, **options)
         store = remote.fs  # made once and shared by all paths below: fsspec would make one for each thread
     except ValueError as error:
-        raise StorageError(f"{text}: {error}: expected PROTOCOL://BUCKET/NAME") from None
+        raise StorageError(f"{text}: not an address ({error})") from None
     if protocol in ("s3", "s3a"):
         # botocore tries each request again (AWS_MAX_ATTEMPTS), and `retried` each operation. s3fs's own attempts in
         # between would only multiply the two: half an hour until a store that cannot be reached is given up.
@@ -154,7 +159,7 @@ def _check_installed(protocol: str, url: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        needed = f"pip install 'whisper-offline-distillation[{extra}]'" if extra else str(error)
+        needed = f"pip install -e '.[{extra}]'" if extra else str(error)
         raise StorageError(f"{url}: the package for {protocol}:// is not installed: {needed}") from None
     except ValueError:
         raise StorageError(f"{url}: {protocol}:// is not known: expected s3://, gs:// or another of fsspec's") from None
@@ -211,7 +216,8 @@ def _status(error: Exception) -> tuple[int, str]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def join(folder: AnyPath, place: str) -> AnyPath:

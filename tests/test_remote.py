@@ -201,6 +201,20 @@ def test_a_cache_stopped_by_an_outage_goes_on_and_is_the_same(
     assert again == whole
 
 
+def test_a_recording_and_experts_at_urls_are_transcribed(
+    remote: Requests, app: FlakyApp, local: Path, tiny_whisper: Path, tmp_path: Path, monkeypatch, capsys
+):
+    said = []
+    for root in (str(local), f"s3://{BUCKET}/run"):
+        app.one_in_ten = root.startswith("s3")
+        params = write_params(tmp_path / "params.yaml", root, tiny_whisper)
+        command = ["transcribe", f"{root}/corpus/7.wav", "--model", f"{root}/models/cs/clsr-kd"]
+        assert run(monkeypatch, "--params", str(params), *command) == 0
+        said.append(capsys.readouterr().out)
+    app.one_in_ten = False
+    assert said[0] == said[1] != ""
+
+
 def test_other_settings_are_refused_and_restart_removes_what_they_made(
     remote: Requests, app: FlakyApp, tiny_whisper: Path, tmp_path: Path, monkeypatch, capsys
 ):

@@ -76,10 +76,12 @@ def test_join_takes_urls_and_absolute_paths_as_they_are():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("gs://bucket/x", r"gs://bucket/x: the package for gs:// is not installed: pip install '\S+\[gcs\]'"),
+        ("gs://bucket/x", r"gs://bucket/x: the package for gs:// is not installed: pip install -e '.\[gcs\]'"),
         ("sftp://host/x", "sftp://host/x: the package for sftp:// is not installed: .*paramiko"),
         ("s4://bucket/x", "s4://bucket/x: s4:// is not known: expected s3://, gs:// or another"),
         ("S3://bucket/x", "S3:// is not known"),
+        ("s3://", "s3://: no bucket in it, expected s3://BUCKET/NAME"),
+        ("s3:///x", "no bucket in it"),
         ("simplecache::s3://bucket/x", "is not known"),
     ],
 )
