@@ -59,6 +59,8 @@ def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
 def _ids(vocabulary: Vocabulary) -> dict[str, int]:
     """Token -> id, with the timestamps: they follow <|notimestamps|> also where the tokenizer does not name them."""
     names = vocabulary.tokenizer.get_vocab()
+    if "<|notimestamps|>" not in names:
+        raise PipelineError(f"{vocabulary.source}: no token <|notimestamps|>, expected a Whisper tokenizer")
     first = names["<|notimestamps|>"] + 1
     stamps = {f"<|{step * 0.02:.2f}|>": first + step for step in range(TIMESTAMPS)}
     return {token: number for token, number in {**stamps, **names}.items() if number < vocabulary.size}
