@@ -145,8 +145,9 @@ def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
     try:
         remote = RemotePath(text, **options)
         store = remote.fs  # made once and shared by all paths below: fsspec would make one for each thread
-    except ValueError as error:
-        raise StorageError(f"{text}: not an address ({error})") from None
+    except Exception as error:  # each store's own: a missing part of the address, a library, a host that is not there
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StorageError(f"{text}: {protocol}:// cannot be used ({reason})") from None
     if protocol in ("s3", "s3a"):
         # botocore tries each request again (AWS_MAX_ATTEMPTS), and `retried` each operation. s3fs's own attempts in
         # between would only multiply the two: half an hour until a store that cannot be reached is given up.

@@ -82,6 +82,7 @@ def test_join_takes_urls_and_absolute_paths_as_they_are():
         ("S3://bucket/x", "S3:// is not known"),
         ("s3://", "s3://: no bucket in it, expected s3://BUCKET/NAME"),
         ("s3:///x", "no bucket in it"),
+        ("github://x", r"github://x: github:// cannot be used \(.*'org' and 'repo'\)$"),
         ("simplecache::s3://bucket/x", "is not known"),
     ],
 )
