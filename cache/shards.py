@@ -166,17 +166,22 @@ class ShardReader:
         self.format = str(self.manifest.get("format"))
         if self.format not in FORMATS:
             raise PipelineError(f"{folder / MANIFEST}: format is {self.format!r}, expected {' or '.join(FORMATS)}")
-        for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if kind == "teacher" else ():
-            bounded(self.settings, name, least, most, str(folder / MANIFEST))
-        for wanted, entry in enumerate(self.shards):
-            if entry["index"] != wanted:
-                raise PipelineError(f"{folder / MANIFEST}: shard {entry['index']} is listed where {wanted} is expected")
-        if (found := self.manifest.get("rows")) != sum(self.rows):
-            raise PipelineError(f"{folder / MANIFEST}: rows is {found!r}, its shards have {sum(self.rows)}")
+        self._check_manifest()
         if check_sizes:
             sizes = storage.sizes(folder)
             for entry in self.data_files:
                 self._check_size(entry, sizes.get(entry["name"]))
+
+    def _check_manifest(self) -> None:
+        """What it says against itself."""
+        path = self.folder / MANIFEST
+        for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if self.kind == "teacher" else ():
+            bounded(self.settings, name, least, most, str(path))
+        for wanted, entry in enumerate(self.shards):
+            if entry["index"] != wanted:
+                raise PipelineError(f"{path}: shard {entry['index']} is listed where {wanted} is expected")
+        if (found := self.manifest.get("rows")) != sum(self.rows):
+            raise PipelineError(f"{path}: rows is {found!r}, its shards have {sum(self.rows)}")
 
     @property
     def data_files(self) -> list[dict[str, Any]]:
