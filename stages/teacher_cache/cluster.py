@@ -117,6 +117,6 @@ def _connect(ray: Any, address: str) -> None:
 def _check_seen(folder: AnyPath, entry: dict[str, Any]) -> None:
     if storage.sizes(folder).get(entry["name"]) != entry["bytes"]:
         raise PipelineError(
-            f"{folder / entry['name']}: a worker has written it, but here it is not: every machine must see the same folders, by a shared "
-            "filesystem or an object store"
+            f"{folder / entry['name']}: a worker has written it, but here it is not: every machine must see the same "
+            "folders, by a shared filesystem or an object store"
         )
