@@ -1,12 +1,12 @@
 """The same records in another format, with all that the manifest says of them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter, write_shard
+from cache.storage import AnyPath
 
 LEFT_OUT = "left_out.jsonl"
 _OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
@@ -16,7 +16,7 @@ Progress = Callable[[int, int, str], None]
 
 def convert(
     source: ShardReader,
-    out: Path,
+    out: AnyPath,
     format: str,
     restart: bool = False,
     progress: Progress = lambda done, total, note: None,
@@ -25,7 +25,7 @@ def convert(
 
     Raises PipelineError where a shard does not hold the records that its manifest says, or `out` holds others.
     """
-    if out.resolve() == source.folder.resolve():
+    if str(out.resolve()) == str(source.folder.resolve()):
         raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
     writer = ShardWriter(out, source.kind, source.settings, format, restart)
     _check_same(source, writer)
@@ -58,7 +58,7 @@ def _check_same(source: ShardReader, writer: ShardWriter) -> None:
         )
 
 
-def _converted(source: ShardReader, index: int, out: Path, format: str) -> dict[str, Any]:
+def _converted(source: ShardReader, index: int, out: AnyPath, format: str) -> dict[str, Any]:
     entry = source.shards[index]
     facts = {name: value for name, value in entry.items() if name not in {*_OF_FILE, "content"}}
     written = write_shard(out, source.kind, format, index, source.read(index), **facts)
@@ -74,6 +74,6 @@ def _damaged(source: ShardReader, name: str) -> PipelineError:
     )
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: AnyPath, target: AnyPath) -> None:
     with files.atomic_path(target) as temporary:
         temporary.write_bytes(source.read_bytes())

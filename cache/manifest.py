@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
@@ -15,7 +15,7 @@ def manifest_sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def check_depth(header: dict[str, Any], path: Path, levels: int = 20) -> None:
+def check_depth(header: dict[str, Any], path: AnyPath, levels: int = 20) -> None:
     """What is nested some hundred levels deep can be read, but not written again."""
     parts: list[Any] = [header]
     for _ in range(levels):
@@ -25,7 +25,7 @@ def check_depth(header: dict[str, Any], path: Path, levels: int = 20) -> None:
         raise PipelineError(f"{path}: nested more than {levels} levels deep: not written by this program")
 
 
-def check_entry(entry: Any, path: Path) -> None:
+def check_entry(entry: Any, path: AnyPath) -> None:
     """A shard's name must not lead out of its folder, whoever wrote the manifest."""
     found = entry if isinstance(entry, dict) else {}
     numbers = [found.get(name) for name in ("index", "rows", "bytes")]
@@ -38,7 +38,7 @@ def check_entry(entry: Any, path: Path) -> None:
     _check_facts(found, path)
 
 
-def _check_facts(entry: dict[str, Any], path: Path) -> None:
+def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
     """What the stages add to an entry."""
     numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
     rows = entry.get("left_out", [])

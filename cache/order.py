@@ -1,6 +1,11 @@
 """The order in which samples are read: a pure function of the shards' sizes, a seed and the epoch."""
 
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 import numpy as np
+
+T = TypeVar("T")
 
 SHARDS_AT_ONCE = 4
 
@@ -17,3 +22,26 @@ def epoch_order(rows: list[int], seed: int, epoch: int, shards_at_once: int = SH
         window = [(int(shard), row) for shard in shards[start : start + shards_at_once] for row in range(rows[shard])]
         order += [window[position] for position in random.permutation(len(window))]
     return order
+
+
+def samples(
+    load: Callable[[int], list[T]],
+    rows: list[int],
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[T]:
+    """The epoch's samples from number `start` on, of which `rank` of `world` readers takes each `world`-th.
+
+    load: shard -> its samples, as many as `rows` says. `start` counts the samples of all readers together, so that a run
+    can go on at any sample with any other number of readers: together they read each sample of the epoch exactly once.
+    """
+    loaded: dict[int, list[T]] = {}
+    for shard, row in epoch_order(rows, seed, epoch)[start + rank :: world]:
+        if shard not in loaded:
+            if len(loaded) >= 2 * SHARDS_AT_ONCE:
+                del loaded[next(iter(loaded))]
+            loaded[shard] = load(shard)
+        yield loaded[shard][row]

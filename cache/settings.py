@@ -1,11 +1,11 @@
 """Output made with other settings is never mixed in: it is refused by name, or removed where that was asked for."""
 
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
+from cache import storage
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(f"{name}: found {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in fields)
 
 
-def superseded(folder: Path, found: dict[str, Any], wanted: dict[str, Any], restart: bool) -> bool:
+def superseded(folder: AnyPath, found: dict[str, Any], wanted: dict[str, Any], restart: bool) -> bool:
     """Whether `folder`, made with settings `found`, must be made again; then it has been emptied.
 
     Raises PipelineError naming the fields that differ, unless `restart`.
@@ -30,6 +30,6 @@ def superseded(folder: Path, found: dict[str, Any], wanted: dict[str, Any], rest
             f"{folder} was made with other settings ({differing}): give --restart to make it again, or another folder"
         )
     if differing:
-        shutil.rmtree(folder)
+        storage.remove_tree(folder)
         folder.mkdir(parents=True)
     return bool(differing)

@@ -4,18 +4,18 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache import files, parquet, webdataset
+from cache import files, parquet, storage, webdataset
 from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
 from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
 from cache.settings import plain, superseded
+from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
 MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
@@ -32,7 +32,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, kind: str, settings: dict[str, Any], format: str = "parquet", restart: bool = False
+        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", restart: bool = False
     ):
         if format not in FORMATS:
             raise PipelineError(f"format '{format}': expected one of {', '.join(FORMATS)}")
@@ -54,9 +54,9 @@ class ShardWriter:
         return superseded(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, restart)
 
     def _resume(self) -> None:
+        sizes = storage.sizes(self.folder)
         for entry in files.read_json(self.folder / PROGRESS)["shards"]:
-            path = self.folder / entry["name"]
-            if path.exists() and path.stat().st_size == entry["bytes"]:
+            if sizes.get(entry["name"]) == entry["bytes"]:
                 self.shards[entry["index"]] = entry
 
     def write(self, index: int, records: list[dict], **facts: Any) -> None:
@@ -92,7 +92,9 @@ class ShardWriter:
         }
 
 
-def write_shard(folder: Path, kind: str, format: str, index: int, records: list[dict], **facts: Any) -> dict[str, Any]:
+def write_shard(
+    folder: AnyPath, kind: str, format: str, index: int, records: list[dict], **facts: Any
+) -> dict[str, Any]:
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
     codec = FORMATS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
@@ -107,13 +109,13 @@ def write_shard(folder: Path, kind: str, format: str, index: int, records: list[
 
 
 def read_shard(
-    folder: Path, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
+    folder: AnyPath, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
 ) -> list[dict]:
     """The records of one shard, in order; with `only`, just those of their fields. Raises PipelineError where damaged."""
     path = folder / entry["name"]
     fields = {name: type_ for name, type_ in FIELDS[kind].items() if not only or name in only}
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             records = FORMATS[format].read(file, fields, str(path))
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
@@ -127,7 +129,7 @@ def read_shard(
     return records
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: AnyPath) -> dict[str, Any]:
     """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
     if path.exists() and path.stat().st_size > MAX_MANIFEST_BYTES:
         raise PipelineError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
@@ -147,7 +149,7 @@ class ShardReader:
     check_sizes: whether every shard must be there, and as long as the manifest says.
     """
 
-    def __init__(self, folder: Path, kind: str, check_sizes: bool = True):
+    def __init__(self, folder: AnyPath, kind: str, check_sizes: bool = True):
         if not (folder / MANIFEST).exists():
             unfinished = (folder / PROGRESS).exists()
             state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
@@ -164,13 +166,22 @@ class ShardReader:
         self.format = str(self.manifest.get("format"))
         if self.format not in FORMATS:
             raise PipelineError(f"{folder / MANIFEST}: format is {self.format!r}, expected {' or '.join(FORMATS)}")
+        self._check_manifest()
+        if check_sizes:
+            sizes = storage.sizes(folder)
+            for entry in self.data_files:
+                self._check_size(entry, sizes.get(entry["name"]))
+
+    def _check_manifest(self) -> None:
+        """What it says against itself."""
+        path = self.folder / MANIFEST
+        for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if self.kind == "teacher" else ():
+            bounded(self.settings, name, least, most, str(path))
         for wanted, entry in enumerate(self.shards):
             if entry["index"] != wanted:
-                raise PipelineError(f"{folder / MANIFEST}: shard {entry['index']} is listed where {wanted} is expected")
+                raise PipelineError(f"{path}: shard {entry['index']} is listed where {wanted} is expected")
         if (found := self.manifest.get("rows")) != sum(self.rows):
-            raise PipelineError(f"{folder / MANIFEST}: rows is {found!r}, its shards have {sum(self.rows)}")
-        for entry in self.data_files if check_sizes else []:
-            self._check_size(entry)
+            raise PipelineError(f"{path}: rows is {found!r}, its shards have {sum(self.rows)}")
 
     @property
     def data_files(self) -> list[dict[str, Any]]:
@@ -178,11 +189,9 @@ class ShardReader:
         tail = self.manifest.get("tail")
         return [*self.shards, *([{**tail, "name": TAIL}] if isinstance(tail, dict) else [])]
 
-    def _check_size(self, entry: dict[str, Any]) -> None:
-        path = self.folder / entry["name"]
-        found = path.stat().st_size if path.exists() else None
+    def _check_size(self, entry: dict[str, Any], found: int | None) -> None:
         if found != entry.get("bytes"):
-            what = "missing" if found is None else f"{found} bytes"
+            path, what = self.folder / entry["name"], "missing" if found is None else f"{found} bytes"
             raise PipelineError(
                 f"{path} is {what}, its manifest says {entry.get('bytes')} bytes: the shards are damaged"
             )
@@ -211,8 +220,10 @@ class ShardReader:
         path = self.folder / TAIL
         vocab_size = bounded(self.settings, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 array = read_npy(file.read(8 << 16)).copy()
+        except StorageError:
+            raise
         except (OSError, ValueError) as error:
             raise PipelineError(f"{path}: not readable ({error}): the cache is damaged") from None
         if array.shape != (vocab_size,) or array.dtype != np.float32:
@@ -225,7 +236,7 @@ class ShardReader:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_shards(folder: Path, check_sizes: bool = True) -> ShardReader:
+def open_shards(folder: AnyPath, check_sizes: bool = True) -> ShardReader:
     """A finished folder of either kind."""
     if not (folder / MANIFEST).exists():
         raise PipelineError(f"{folder} holds no {MANIFEST}: expected a finished folder of utterance or teacher shards")

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache import files
+from cache import files, storage
 from cache.distributions import bounded, check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.manifest import manifest_sha256
 from cache.records import FIELDS, content_sha256
 from cache.shards import MANIFEST, PROGRESS, TAIL, ShardReader, open_shards
+from cache.storage import AnyPath
 
 LEFT_OUT = "left_out.jsonl"
 _LEFTOVER = re.compile(rf"{re.escape(files.TEMPORARY)}.*|part-\d+\.npy|{PROGRESS}")
@@ -26,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def faults(
-    folder: Path,
+    folder: AnyPath,
     utterances: ShardReader | None = None,
     check_utterance: Check = lambda record: [],
     progress: Progress = lambda done, total, note: None,
@@ -56,7 +56,7 @@ def faults(
 
 def _stray_files(reader: ShardReader) -> Iterator[str]:
     listed = {entry["name"] for entry in reader.shards}
-    for path in sorted(reader.folder.iterdir()):
+    for path in sorted((reader.folder / name for name in storage.sizes(reader.folder)), key=str):
         if _LEFTOVER.fullmatch(path.name):
             yield f"{path}: left over from an interrupted run, expected only finished files"
         elif _SHARD.fullmatch(path.name) and path.name not in listed:
@@ -88,7 +88,7 @@ def _manifest_faults(reader: ShardReader) -> Iterator[str]:
             yield f"{reader.folder / LEFT_OUT}: not the {len(listed)} utterances that {MANIFEST} lists as left out"
 
 
-def _differing(where: Path, name: str, found: Any, expected: Any) -> Iterator[str]:
+def _differing(where: AnyPath, name: str, found: Any, expected: Any) -> Iterator[str]:
     numbers = isinstance(found, int | float) and math.isclose(found, expected, rel_tol=1e-9)
     if not numbers:
         yield f"{where}: {name} is {found!r}, expected {expected!r}"
@@ -167,7 +167,7 @@ class _Checks:
         if reader.kind == "teacher" and self.utterances is not None and index < len(self.utterances.shards):
             yield from self._order(index, path, [record["id"] for record in records], self.utterances)
 
-    def _totals(self, path: Path, entry: dict[str, Any], records: list[dict]) -> Iterator[str]:
+    def _totals(self, path: AnyPath, entry: dict[str, Any], records: list[dict]) -> Iterator[str]:
         if self.reader.kind == "utterances":
             totals: dict[str, Any] = {"seconds": sum(record["seconds"] for record in records)}
         else:
@@ -181,7 +181,7 @@ class _Checks:
             if empty != listed:
                 yield f"{path}: {len(empty)} records without targets, {MANIFEST} lists {len(listed)} as left out"
 
-    def _record(self, path: Path, record: dict) -> Iterator[str]:
+    def _record(self, path: AnyPath, record: dict) -> Iterator[str]:
         where = f"{path}, {record['id']}"
         if first := self.ids.get(record["id"]):
             yield f"{where}: the id is there twice, first in {first}, expected it once"
@@ -191,7 +191,7 @@ class _Checks:
         else:
             yield from _distribution_faults(record, self.reader, where)
 
-    def _order(self, index: int, path: Path, found: list[str], utterances: ShardReader) -> Iterator[str]:
+    def _order(self, index: int, path: AnyPath, found: list[str], utterances: ShardReader) -> Iterator[str]:
         source = utterances.folder / utterances.shards[index]["name"]
         try:
             expected = [row["id"] for row in utterances.read(index, only=("id",))]

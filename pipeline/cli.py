@@ -219,7 +219,7 @@ def report_command(ctx: click.Context) -> None:
 
 
 @cli.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True)
 @click.option(
     "--lang", "languages", multiple=True, callback=_languages, metavar="LANG", help="Default: the experts' language."
 )
@@ -227,7 +227,7 @@ def report_command(ctx: click.Context) -> None:
 @click.option("--device", help="auto, cpu or cuda.")
 @click.pass_context
 def transcribe_command(
-    ctx: click.Context, files: tuple[Path, ...], languages: list[str], model: str, device: str | None
+    ctx: click.Context, files: tuple[str, ...], languages: list[str], model: str, device: str | None
 ) -> None:
     """Prints what is said in audio files of any length."""
     from pipeline.commands.transcribe import transcribe

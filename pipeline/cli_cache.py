@@ -1,14 +1,20 @@
 """`pipeline cache`: what lies in folders of shards, whether it is whole, in which format, and how two differ."""
 
-from pathlib import Path
-
 import click
 
+from cache.storage import AnyPath, path
 from pipeline.options import examples, restart_option
 
-folder_argument = click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER..."
-)
+
+def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> AnyPath | None:
+    return None if value is None else path(value)
+
+
+def _places(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[AnyPath, ...]:
+    return tuple(map(path, values))
+
+
+folder_argument = click.argument("folders", nargs=-1, required=True, callback=_places, metavar="FOLDER...")
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 
 
@@ -20,7 +26,7 @@ def cache_group() -> None:
 @cache_group.command("info", epilog=examples("pipeline cache info data/utterances/cs/train data/teacher/cs/train"))
 @folder_argument
 @json_option
-def info_command(folders: tuple[Path, ...], as_json: bool) -> None:
+def info_command(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     """Prints what the shards hold and how they were made."""
     from pipeline.commands.cache import info
 
@@ -34,11 +40,11 @@ def info_command(folders: tuple[Path, ...], as_json: bool) -> None:
 @folder_argument
 @click.option(
     "--utterances",
-    type=click.Path(path_type=Path),
+    callback=_place,
     metavar="FOLDER",
     help="The utterance shards that the teacher shards must belong to.",
 )
-def verify_command(folders: tuple[Path, ...], utterances: Path | None) -> None:
+def verify_command(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
     """Reads every byte and names all that is wrong, one fault per line; exit status 1 if there is any."""
     from pipeline.commands.cache import verify
 
@@ -48,13 +54,13 @@ def verify_command(folders: tuple[Path, ...], utterances: Path | None) -> None:
 @cache_group.command(
     "convert", epilog=examples("pipeline cache convert data/teacher/cs/train elsewhere/cs/train --format webdataset")
 )
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folder", callback=_place)
+@click.argument("out", callback=_place)
 @click.option(
     "--format", "format_", type=click.Choice(["parquet", "webdataset"]), required=True, help="Of OUT's shards."
 )
 @restart_option
-def convert_command(folder: Path, out: Path, format_: str, restart: bool) -> None:
+def convert_command(folder: AnyPath, out: AnyPath, format_: str, restart: bool) -> None:
     """Writes the records of FOLDER to OUT in another format, not one bit of them changed."""
     from pipeline.commands.cache import convert
 
@@ -62,11 +68,11 @@ def convert_command(folder: Path, out: Path, format_: str, restart: bool) -> Non
 
 
 @cache_group.command("diff", epilog=examples("pipeline cache diff data/teacher/cs/train elsewhere/cs/train"))
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", callback=_place)
+@click.argument("second", callback=_place)
 @json_option
 @click.pass_context
-def diff_command(ctx: click.Context, first: Path, second: Path, as_json: bool) -> None:
+def diff_command(ctx: click.Context, first: AnyPath, second: AnyPath, as_json: bool) -> None:
     """Compares two folders record by record, and teachers' distributions by distance; exit status 1 where they differ."""
     from pipeline.commands.cache import diff
 

@@ -9,7 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
 from stages.evaluate.settings import EvaluateSettings
-from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.prepare.settings import CorpusSettings, PathOrUrl, PrepareSettings
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.settings import TrainSettings
 
@@ -37,11 +37,11 @@ class Methods(_Settings):
 
 
 class Paths(_Settings):
-    utterances: Path = Path("data/utterances")
-    teacher: Path = Path("data/teacher")
-    models: Path = Path("models")
-    metrics: Path = Path("metrics")
-    report: Path = Path("report")
+    utterances: PathOrUrl = Path("data/utterances")
+    teacher: PathOrUrl = Path("data/teacher")
+    models: PathOrUrl = Path("models")
+    metrics: PathOrUrl = Path("metrics")
+    report: PathOrUrl = Path("report")
 
 
 class Params(_Settings):

@@ -7,22 +7,25 @@ import numpy as np
 import torch
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.audio import cut_at_pauses, read_windows
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import compute_dtype
+from stages.whisper.models import compute_dtype, round_weights
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
 
 
-def transcribe(model: Loaded, path: Path, language: str, device: torch.device, dtype: str = "auto") -> Iterator[str]:
+def transcribe(model: Loaded, path: AnyPath, language: str, device: torch.device, dtype: str = "auto") -> Iterator[str]:
     """The text of each window, in order, as they are decoded. Raises PipelineError where there is no audio to read."""
     if not path.is_file():
         raise PipelineError(f"{path}: no such file")
     model.whisper.model.to(device)
-    decode = Transcriber(model.whisper, language, compute_dtype(dtype, device))
+    rounded = compute_dtype(dtype, device)
+    round_weights(model.whisper.model.requires_grad_(False), rounded)
+    decode = Transcriber(model.whisper, language, rounded)
     some = False
     for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
         some = True
@@ -32,9 +35,10 @@ def transcribe(model: Loaded, path: Path, language: str, device: torch.device, d
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
 
 
-def _batches(path: Path, seconds: int) -> Iterator[list[np.ndarray]]:
+def _batches(path: AnyPath, seconds: int) -> Iterator[list[np.ndarray]]:
     clips: list[np.ndarray] = []
-    for window in cut_at_pauses(read_windows(path, seconds), seconds):
+    source = path if isinstance(path, Path) else path.read_bytes()
+    for window in cut_at_pauses(read_windows(source, seconds), seconds):
         if len(window) >= SHORTEST:
             clips.append(window)
         if len(clips) == BATCH:

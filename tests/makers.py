@@ -1,6 +1,7 @@
 """A tiny Whisper with random weights and a byte-level tokenizer, and small shards of made audio: no network, no downloads."""
 
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from cache.shards import ShardWriter
+from cache.distributions import quantise
+from cache.shards import ShardReader, ShardWriter
 from stages.audio import SAMPLE_RATE, audio_sha256, encode_flac
+from stages.whisper.models import Whisper, tokenizer_fingerprint
+from stages.whisper.targets import prompt_ids, target_ids
 
 TEXTS = [
     "Co je to za divnou loď?",
@@ -30,14 +34,26 @@ TEXTS = [
 ]
 
 
-def make_tiny_whisper(folder: Path, seed: int = 0, width: int = 32) -> Path:
-    """A transformers folder: 2 + 2 layers of `width`, 80 mels, one token per byte; all text ids lie below the special ones."""
+def make_tiny_whisper(
+    folder: Path,
+    seed: int = 0,
+    width: int = 32,
+    languages: Iterable[str] = LANGUAGES,
+    mels: int = 80,
+    multilingual: bool = True,
+    merges: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """A transformers folder: 2 + 2 layers of `width`, a token per byte and merge; all text ids lie below the special ones.
+
+    merges: of bytes, by priority; the tokens' ids follow from their names alone.
+    """
     torch.manual_seed(seed)
-    special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>"]
+    special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages), "<|translate|>"]
     special += ["<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     special += [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
-    vocabulary = {character: number for number, character in enumerate(bytes_to_unicode().values())}
-    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
+    pieces = [*bytes_to_unicode().values(), *sorted("".join(pair) for pair in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=list(merges))
     tokenizer.add_tokens(special[:-1501], special_tokens=True)
     tokenizer.add_tokens(special[-1501:])
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}
@@ -45,23 +61,51 @@ def make_tiny_whisper(folder: Path, seed: int = 0, width: int = 32) -> Path:
     size = dict(d_model=width, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width)
     heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
     tokens = dict(pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start)
-    config = WhisperConfig(vocab_size=len(tokenizer), num_mel_bins=80, **size, **heads, **tokens)
+    config = WhisperConfig(vocab_size=len(tokenizer), num_mel_bins=mels, **size, **heads, **tokens)
     model = WhisperForConditionalGeneration(config)
+    spoken = dict(
+        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in languages},
+        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+    )
     model.generation_config = GenerationConfig(
         **tokens,
+        **(spoken if multilingual else {"forced_decoder_ids": [[1, ids["<|notimestamps|>"]]]}),  # as the released ones
         suppress_tokens=[],
         begin_suppress_tokens=[],
-        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
-        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
         no_timestamps_token_id=ids["<|notimestamps|>"],
-        is_multilingual=True,
+        is_multilingual=multilingual,
         return_timestamps=False,
         max_length=448,
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder)
     return folder
+
+
+def speaking(whisper: Whisper, listen: float, end: float, seed: int) -> Whisper:
+    """Says something else for each clip, in a few letters; where it ends follows from `end` and `seed`.
+
+    Random weights hardly listen, hardly tell positions apart, and prefer special tokens, which are no text.
+    """
+    model, tokenizer = whisper.model, whisper.tokenizer
+    words = {
+        *tokenizer.convert_tokens_to_ids(list("abcdefghijklmnop\u0120")),
+        tokenizer.eos_token_id,
+    }  # U+0120: a space
+    model.generation_config.suppress_tokens = [n for n in range(len(tokenizer)) if n not in words]
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for convolution in (model.model.encoder.conv1, model.model.encoder.conv2):
+            convolution.weight.mul_(10)
+        decoder = model.model.decoder
+        for layer in decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(listen)
+        decoder.embed_positions.weight.mul_(10)
+        width = decoder.embed_tokens.weight.shape[1]
+        decoder.embed_tokens.weight[tokenizer.eos_token_id] = end * 0.02 * torch.randn(width, generator=random)
+        decoder.layer_norm.weight.mul_(20)  # peaked; what is most likely stays so
+    return whisper
 
 
 def make_utterance(number: int, seconds: float = 0.6) -> dict:
@@ -80,13 +124,73 @@ def make_utterance(number: int, seconds: float = 0.6) -> dict:
     }
 
 
-def make_utterance_shards(folder: Path, rows: list[int], split: str = "train", format: str = "parquet") -> Path:
-    """Finished utterance shards with `rows` clips each, of 0.4 to 0.9 s."""
+def make_utterance_shards(
+    folder: Path,
+    rows: list[int],
+    split: str = "train",
+    format: str = "parquet",
+    first: int | None = None,
+    texts: Sequence[str] | None = None,
+) -> Path:
+    """Finished utterance shards with `rows` clips each, of 0.4 to 0.9 s.
+
+    first: number of the first clip; None: by the split, so that no clip is in two. texts: other transcripts.
+    """
     writer = ShardWriter(folder, "utterances", {"language": "cs", "split": split, "made": rows}, format)
-    number = int(hashlib.sha256(split.encode()).hexdigest(), 16) % 50
+    number = int(hashlib.sha256(split.encode()).hexdigest(), 16) % 50 if first is None else first
+    changes = [{}] * sum(rows) if texts is None else [{"text": text} for text in texts]
     for index, count in enumerate(rows):
-        records = [make_utterance(number + i, 0.4 + 0.1 * (i % 6)) for i in range(count)]
+        records = [{**make_utterance(number + i, 0.4 + 0.1 * (i % 6)), **changes.pop(0)} for i in range(count)]
         number += count
         writer.write(index, records, seconds=sum(record["seconds"] for record in records))
     writer.finish(corpus="made", language="cs", split=split, seconds=0.0, left_out={})
     return folder
+
+
+def make_teacher_shards(
+    folder: Path,
+    utterances: Path,
+    student: Whisper,
+    heard: Callable[[int], dict] = lambda number: {},
+    targets: str = "reference",
+) -> Path:
+    """Of a teacher who is sure of one token, the same everywhere. heard: changes to the fields of record `number`."""
+    source = ShardReader(utterances, "utterances")
+    facts = {
+        "language": "cs",
+        "utterances": source.fingerprint(),
+        "tokenizer": tokenizer_fingerprint(student.tokenizer),
+        "vocab_size": student.model.config.vocab_size,
+        "prompt": prompt_ids(student, "cs"),
+        "audio_window_s": student.audio_window_s,
+        "targets": targets,
+        "bits": 8,
+    }
+    writer, words, number = ShardWriter(folder, "teacher", facts), 0, 0
+    for index in range(len(source.shards)):
+        records = []
+        for row in source.read(index):
+            ids = target_ids(student.tokenizer, row["text"], "cs")
+            records.append({**_sure_record(row["id"], ids), **heard(number)})
+            words, number = words + (records[-1]["words"] or 0), number + 1
+        writer.write(index, records, seconds=1.0, left_out=[])
+    writer.finish(left_out={}, words=words)
+    np.save(folder / "tail.npy", np.full(facts["vocab_size"], 1 / facts["vocab_size"], np.float32))
+    return folder
+
+
+def _sure_record(id: str, targets: list[int]) -> dict:
+    positions = len(targets)
+    return {
+        "id": id,
+        "targets": np.array(targets, np.uint16),
+        "top_counts": np.full(positions, 2, np.uint16),
+        "top_ids": np.tile(np.array([65, 66], np.uint16), positions),
+        "top_probs": np.tile(quantise(np.array([0.9, 0.05]), 8), positions),
+        "tail_log_probs": np.full(positions, np.log(0.05), np.float32),
+        "mean_log_prob": -1.0,
+        "teacher_text": None,
+        "compression_ratio": None,
+        "word_errors": None,
+        "words": None,
+    }

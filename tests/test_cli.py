@@ -118,6 +118,7 @@ def test_an_unknown_language(command, pipeline):
         (["prepare", "--wings"], "--wings"),
         (["train-student", "--method", "magic"], "clsr-kd"),
         (["teacher-cache", "--top-k", "many"], "many"),
+        (["teacher-cache", "--targets", "magic"], "pseudo"),
         (["--set", "train.epochs", "evaluate"], "NAME=VALUE"),
         (["--params", "nowhere.yaml", "report"], "nowhere.yaml"),
         (["transcribe", "--model", "x"], "FILES"),
@@ -141,6 +142,9 @@ def test_wrong_usage(arguments, text, pipeline):
         ("audio_window_s: 31", ["audio_window_s", "30"]),
         ("audio_window_s: 2.5", ["audio_window_s", "2.5"]),
         ("teacher_cache: {top_k: 0}", ["teacher_cache.top_k"]),
+        ("teacher_cache: {top_p: 1.5}", ["teacher_cache.top_p", "found 1.5"]),
+        ("teacher_cache: {bits: 9}", ["teacher_cache.bits", "8"]),
+        ("train: {kd_tail: spread}", ["train", "kd_tail 'spread' goes with kd_divergence 'kl' alone"]),
         ("languages: {cs: {corpus: {corpus: nonsense}}}", ["languages.cs.corpus", "nonsense"]),
         ("train: [1, 2", ["params.yaml", "not valid YAML"]),
         ("a: 1\na: 2", ["params.yaml", "not valid YAML"]),
@@ -302,6 +306,9 @@ def test_flags_override_set_and_set_overrides_the_file(monkeypatch, tmp_path):
     assert params.train.learning_rate == 1e-4
     params = parsed(monkeypatch, "--set", "teacher_cache.top_k=4", "teacher-cache", "--top-k", "6", "--device", "auto")
     assert (params.teacher_cache.top_k, params.teacher_cache.batch_size, params.device) == (6, 5, "auto")
+    params = parsed(monkeypatch, "teacher-cache", "--targets", "pseudo", "--top-p", "0.5", "--format", "webdataset")
+    assert (params.teacher_cache.targets, params.teacher_cache.top_p) == ("pseudo", 0.5)
+    assert (params.teacher_cache.format, params.teacher_cache.top_k) == ("webdataset", 3)
     params = parsed(monkeypatch, "teacher-cache", "--teacher", "c/d")
     assert (params.teacher.model, params.teacher.adapt) == ("c/d", None)  # used as it is
 
@@ -316,7 +323,7 @@ def test_without_a_file_the_defaults_hold(tmp_path):
 def test_the_commands_one_after_the_other(pipeline, tiny_whisper, utterances):
     write_params(
         f"student: {tiny_whisper}\nteacher: {{model: {tiny_whisper}}}\naudio_window_s: 1\ndevice: cpu\n"
-        "teacher_cache: {top_k: 4, dtype: fp32}\nevaluate: {dtype: fp32}\n"
+        "teacher_cache: {top_k: 4, transcribe: true, dtype: fp32}\nevaluate: {dtype: fp32}\n"
         "train: {batch_size: 4, accumulate: 1, max_steps: 2, max_validation: 1, dtype: fp32}\n"
     )
     cached = pipeline("teacher-cache", "--lang", "Czech")
@@ -324,7 +331,9 @@ def test_the_commands_one_after_the_other(pipeline, tiny_whisper, utterances):
     lines = cached.err.splitlines()
     assert lines[0] == f"{tiny_whisper}: local folder"
     assert any(line.startswith("teacher-cache cs: 9/9 utterances, ") and "utterances/s" in line for line in lines)
-    assert "data/teacher/cs/train: 9 utterances" in lines[-1]
+    manifest = json.loads(Path("data/teacher/cs/train/manifest.json").read_text())
+    assert lines[-1].startswith(f"data/teacher/cs/train: 9 utterances, {manifest['tokens']} tokens, ")
+    assert lines[-1].endswith(f" bytes per token, teacher's own WER {100 * manifest['teacher_wer']:.1f} %")
     refused = pipeline("teacher-cache", "--lang", "cs", "--top-k", "5")
     assert_one_line(refused, 1, "top_k: found 4, wanted 5", "--restart")
     trained = pipeline("train-student", "--lang", "cs", "--method", "clsr-kd", "--seed", "3")

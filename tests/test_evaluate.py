@@ -1,6 +1,7 @@
 """Every test utterance is scored once; gates are counted where there is something to hear or to read; any file transcribes."""
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_a_long_clip_is_the_texts_of_its_windows_joined(tiny_whisper, tmp_path, 
 
     def lengths(self, clips):
         heard.extend(len(clip) for clip in clips)
-        return [Transcript([], str(len(clip)), False) for clip in clips]
+        return [Transcript([], str(len(clip)), False, True, 1.0) for clip in clips]
 
     monkeypatch.setattr(Transcriber, "__call__", lengths)
     _, rows = run(Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json")
@@ -243,9 +244,12 @@ def test_decoding_ends_in_a_loop_and_keeps_one_copy(tiny_whisper):
     model.add_expert("cs")
     with model.route("cs") as routing:
         found = Transcriber(whisper, "cs", torch.float32)([np.zeros(16000, np.float32)] * 2)
-    assert found == [Transcript([letter], "a", True)] * 2
     read = sum(gate.shape[1] for gate in routing.gates["decoder.layers.0"])
     assert 24 <= read < 40  # of the 75 tokens that 5 s may give
+    said = b"a" * (read - 4 + 1)  # the last one is not read, the prompt is
+    ratio = len(said) / len(zlib.compress(said))
+    assert found == [Transcript([letter], "a", looped=True, ended=False, compression_ratio=ratio)] * 2
+    assert ratio > 2.4
 
 
 # Transcribing

@@ -15,6 +15,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.losses import (
+    Bins,
     TeacherTargets,
     cross_entropy_sum,
     divergence_sum,
@@ -52,17 +53,21 @@ def dense_torch(name: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return kl(p, q) if name == "kl" else (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2
 
 
-def cached(teacher_logits: np.ndarray, top_k: int, exact: bool = True) -> TeacherTargets:
+def kept_tokens(p: np.ndarray, counts: int | list[int]) -> np.ndarray:
+    """(N, V), true at the most likely tokens of each position, as many as `counts` says."""
+    ranks = np.argsort(np.argsort(-p, axis=-1, kind="stable"), axis=-1, kind="stable")
+    return ranks < np.reshape(counts, (-1, 1))
+
+
+def cached(teacher_logits: np.ndarray, counts: int | list[int], exact: bool = True) -> TeacherTargets:
     """What the teacher cache keeps of these logits (N, V), from their float64 softmax; rounded to 8 bits unless `exact`."""
     p = softmax(teacher_logits)
-    top_ids = np.argsort(-p, axis=-1, kind="stable")[:, :top_k]
-    top = np.log(np.take_along_axis(p, top_ids, -1))
-    rest = p.copy()
-    np.put_along_axis(rest, top_ids, 0, -1)
-    stored = top.astype(np.float32) if exact else stored_log_probs(quantise(np.exp(top), 8), 8)
-    tail = np.log(rest.sum(-1)).astype(np.float32)
-    positions = np.repeat(np.arange(len(p)), top_k)
-    return TeacherTargets(*map(torch.from_numpy, (positions, top_ids.flatten(), stored.flatten(), tail)))
+    kept = kept_tokens(p, counts)
+    positions, ids = np.nonzero(kept)
+    stored = np.log(p[kept]).astype(np.float32) if exact else stored_log_probs(quantise(p[kept], 8), 8)
+    with np.errstate(divide="ignore"):
+        tail = np.log(np.where(kept, 0, p).sum(-1)).astype(np.float32)
+    return TeacherTargets(*map(torch.from_numpy, (positions, ids, stored, tail)))
 
 
 def sparse(name: str, teacher: TeacherTargets, student_logits: torch.Tensor) -> torch.Tensor:
@@ -122,11 +127,16 @@ def test_merging_tokens_never_adds_divergence(seed, top_k, teacher_scale, studen
         assert -1e-4 <= found <= dense(softmax(teacher), softmax(student)) * (1 + 1e-4) + 1e-4
 
 
+def bins(log_probs: torch.Tensor) -> Bins:
+    """All tokens but the last one kept: the rest is that one."""
+    return Bins(log_probs[:, :-1].flatten(), log_probs[:, -1])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 30))
 def test_jensen_shannon_is_symmetric_bounded_and_zero_where_equal(seed, scale):
     logits = torch.from_numpy(random_logits(seed, 4, 9, scale)), torch.from_numpy(random_logits(seed + 1, 4, 9, scale))
-    p, q = (tensor.log_softmax(-1) for tensor in logits)
+    p, q = (bins(tensor.log_softmax(-1)) for tensor in logits)
     there, back = jensen_shannon_sum(p, q).item(), jensen_shannon_sum(q, p).item()
     assert there == pytest.approx(back, abs=1e-5)
     assert 0 <= there + 1e-5 <= 4 * np.log(2) + 2e-5
@@ -136,7 +146,8 @@ def test_jensen_shannon_is_symmetric_bounded_and_zero_where_equal(seed, scale):
 
 def test_jensen_shannon_of_disjoint_distributions_is_ln_2():
     far = torch.tensor([[0.0, -80.0]])
-    assert jensen_shannon_sum(far.log_softmax(-1), far.flip(-1).log_softmax(-1)).item() == pytest.approx(np.log(2))
+    there, back = (bins(logits.log_softmax(-1)) for logits in (far, far.flip(-1)))
+    assert jensen_shannon_sum(there, back).item() == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -145,9 +156,8 @@ def test_jensen_shannon_of_disjoint_distributions_is_ln_2():
 def test_a_tail_of_almost_nothing_or_almost_everything(name, tail_log_prob, student_scale):
     """Finite loss and gradient, whatever the student thinks."""
     rest = np.log(-np.expm1(tail_log_prob)) - np.log(2) if tail_log_prob > -1 else -np.log(2)
-    teacher = TeacherTargets(
-        torch.tensor([[3, 1]]), torch.full((1, 2), float(rest)), torch.tensor([tail_log_prob], dtype=torch.float32)
-    )
+    tail = torch.tensor([tail_log_prob], dtype=torch.float32)
+    teacher = TeacherTargets(torch.tensor([0, 0]), torch.tensor([3, 1]), torch.full((2,), float(rest)), tail)
     logits = (student_scale * torch.tensor([[1.0, -1.0, 0.5, 0.0, 2.0]])).requires_grad_()
     loss = sparse(name, teacher, logits)
     loss.backward()
@@ -156,12 +166,117 @@ def test_a_tail_of_almost_nothing_or_almost_everything(name, tail_log_prob, stud
     assert torch.isfinite(logits.grad).all()
 
 
-def test_a_student_that_equals_its_teacher_has_no_loss_in_spite_of_float16():
+def test_a_student_that_equals_its_teacher_has_no_loss_in_spite_of_8_bits():
     logits = random_logits(5, 6, 40, 3.0)
     for name in DENSE:
-        assert sparse(name, cached(logits, 8, exact=False), torch.from_numpy(logits)).item() == pytest.approx(
-            0, abs=1e-4
-        )
+        found = sparse(name, cached(logits, 8, exact=False), torch.from_numpy(logits)).item() / len(logits)
+        assert found == pytest.approx(0, abs=1e-4)
+
+
+# What stands for the teacher's tail, with as many tokens kept at each position as it takes
+
+COUNTS = [1, 11, 3, 7, 5]  # of 12
+
+
+def merged(dense: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
+    """One position's kept tokens, and the sum of all others, (kept + 1,)."""
+    chosen = torch.from_numpy(kept)
+    return torch.cat([dense[chosen], dense[~chosen].sum()[None]])
+
+
+def safe_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Tokens that p gives nothing add nothing."""
+    return torch.where(p > 0, p * (torch.where(p > 0, p, 1).log() - q.log()), 0).sum()
+
+
+def safe_torch(name: str, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    middle = (p + q) / 2
+    return safe_kl(p, q) if name == "kl" else (safe_kl(p, middle) + safe_kl(q, middle)) / 2
+
+
+def assert_is(expected: torch.Tensor, exact: torch.Tensor, found: torch.Tensor, logits: torch.Tensor) -> None:
+    """Value and gradient; expected, exact: in float64."""
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    (wanted,), (gradient,) = torch.autograd.grad(expected, exact), torch.autograd.grad(found, logits)
+    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, wanted.float(), atol=1e-5, rtol=1e-4)
+
+
+def student_of(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in float32 and in float64."""
+    student = torch.from_numpy(random_logits(seed))
+    return student.clone().requires_grad_(), student.double().requires_grad_()
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("counts", [COUNTS, [0, 2, 0, 11, 1]])
+def test_bucket_merges_at_each_position_what_is_not_kept_there(name, counts):
+    teacher, (logits, exact) = random_logits(1), student_of(2)
+    p, q = torch.from_numpy(softmax(teacher)), exact.softmax(-1)
+    kept = kept_tokens(softmax(teacher), counts)
+    expected = sum(dense_torch(name, merged(p[n], kept[n]), merged(q[n], kept[n])) for n in range(5))
+    found = divergence_sum(name, "bucket", cached(teacher, counts), logits.log_softmax(-1), None)
+    assert_is(expected, exact, found, logits)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_renormalise_leaves_the_teacher_nothing_but_the_kept_tokens(name):
+    """The student is still asked for all of its mass: over the whole vocabulary."""
+    teacher, (logits, exact) = random_logits(1), student_of(2)
+    p = np.where(kept_tokens(softmax(teacher), COUNTS), softmax(teacher), 0)
+    expected = safe_torch(name, torch.from_numpy(p / p.sum(-1, keepdims=True)), exact.softmax(-1))
+    found = divergence_sum(name, "renormalise", cached(teacher, COUNTS), logits.log_softmax(-1), None)
+    assert_is(expected, exact, found, logits)
+
+
+MEAN_TAILS = {
+    "random": softmax(random_logits(8, 1))[0],
+    "flat": np.full(12, 1 / 12),
+    "nothing at some tokens": np.array([0, 0.5, 0, 0.125, 0, 0.25, 0, 0.0625, 0, 0.03125, 0.03125, 0]),
+}
+
+
+@pytest.mark.parametrize("mean_tail", MEAN_TAILS)
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_spread_lays_the_tail_over_the_mean_tail(mean_tail, scale):
+    """The dense forward KL of the teacher's kept tokens and, outside them, its tail's mass in the mean tail's shape."""
+    teacher, (logits, exact) = random_logits(1, scale=scale), student_of(2)
+    tail_V = MEAN_TAILS[mean_tail]
+    kept = kept_tokens(softmax(teacher), COUNTS)
+    # with 11 of 12 kept, one token is left: it takes the whole tail, if the mean tail has anything for it
+    outside = np.where(kept, 0, tail_V)
+    if not outside[1].any():
+        tail_V = np.where(kept[1], tail_V, 0.01)
+        outside = np.where(kept, 0, tail_V)
+    rest = np.where(kept, 0, softmax(teacher)).sum(-1, keepdims=True)
+    p = np.where(kept, softmax(teacher), rest * outside / outside.sum(-1, keepdims=True))
+    np.testing.assert_allclose(p.sum(-1), 1)
+    expected = safe_torch("kl", torch.from_numpy(p), exact.softmax(-1))
+    tail = torch.from_numpy(tail_V.astype(np.float32))
+    found = divergence_sum("kl", "spread", cached(teacher, COUNTS), logits.log_softmax(-1), tail)
+    assert_is(expected, exact, found, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "tail"), [("js", "bucket"), ("kl", "bucket"), ("kl", "spread"), ("js", "renormalise")]
+)
+def test_a_teacher_without_any_tail(name, tail):
+    """So sure that the rest is nothing in float32: as if only the kept tokens were there."""
+    teacher, (logits, exact) = random_logits(1), student_of(2)
+    p = np.where(kept_tokens(softmax(teacher), 4), softmax(teacher), 0)
+    p /= p.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        targets = cached(np.log(p), 4)
+    assert (targets.tail_log_probs == -torch.inf).all()
+    expected = safe_torch(name, torch.from_numpy(p), exact.softmax(-1))
+    found = divergence_sum(name, tail, targets, logits.log_softmax(-1), torch.full((12,), 1 / 12))
+    assert_is(expected, exact, found, logits)
+
+
+def test_spread_goes_with_kl_alone():
+    assert TrainSettings(kd_tail="spread", kd_divergence="kl").kd_tail == "spread"
+    with pytest.raises(ValueError, match="kd_tail 'spread' goes with kd_divergence 'kl' alone"):
+        TrainSettings(kd_tail="spread", kd_divergence="js")
 
 
 # Gates
@@ -214,7 +329,7 @@ def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> Run:
     for module in base.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    data = TrainingData(corpus, None, base, "cs", 1.0)
+    data = TrainingData(corpus, None, base, "cs", chosen)
     return Run(trainee, data, chosen, 1e-3, torch.float32, corpus.folder, dict, print)
 
 

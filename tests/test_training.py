@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from makers import make_tiny_whisper, make_utterance_shards
+from makers import make_teacher_shards, make_tiny_whisper, make_utterance_shards
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration
 
@@ -27,8 +27,7 @@ from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper import features
-from stages.whisper.models import Whisper, load_whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids
+from stages.whisper.models import load_whisper
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -259,44 +258,13 @@ print(result["steps"])
     assert "kd" in curve(tmp_path / "run")[0]
 
 
-def planted_teacher(utterances: Path, whisper: Whisper, out: Path) -> Path:
-    """Sure of one token, the same everywhere; the rest of the mass in the tail."""
-    source = ShardReader(utterances / "train", "utterances")
-    settings = {
-        "language": "cs",
-        "utterances": source.fingerprint(),
-        "tokenizer": tokenizer_fingerprint(whisper.tokenizer),
-        "vocab_size": whisper.model.config.vocab_size,
-        "prompt": prompt_ids(whisper.tokenizer, "cs"),
-        "audio_window_s": 1,
-        "top_k": 2,
-    }
-    writer = ShardWriter(out, "teacher", settings)
-    for index in range(len(source.shards)):
-        records = []
-        for row in source.read(index):
-            targets = [*whisper.tokenizer.encode(f" {row['text']}", add_special_tokens=False), 256]
-            positions = len(targets)
-            records.append(
-                {
-                    "id": row["id"],
-                    "targets": np.array(targets, np.uint16),
-                    "top_ids": np.tile(np.array([65, 66], np.uint16), positions),
-                    "top_log_probs": np.tile(np.log([0.9, 0.05]).astype(np.float16), positions),
-                    "tail_log_probs": np.full(positions, np.log(0.05), np.float32),
-                }
-            )
-        writer.write(index, records, seconds=1.0)
-    writer.finish(left_out={})
-    return out
-
-
-@pytest.mark.parametrize("divergence", ["js", "kl"])
-def test_a_student_comes_nearer_to_a_planted_teacher(divergence, tiny_whisper, utterances, tmp_path):
+@pytest.mark.parametrize(("divergence", "tail"), [("js", "bucket"), ("kl", "bucket"), ("kl", "spread")])
+def test_a_student_comes_nearer_to_a_planted_teacher(divergence, tail, tiny_whisper, utterances, tmp_path):
     """And one that is not told of it does not: the transcripts say something else."""
-    teacher = planted_teacher(utterances, load_whisper(str(tiny_whisper), 1), tmp_path / "planted")
+    source, whisper = utterances / "train", load_whisper(str(tiny_whisper), 1)
+    teacher = make_teacher_shards(tmp_path / "planted", source, whisper)
     options = dict(epochs=12, accumulate=1, learning_rate=0.02, max_validation=1, validate_every=1000)
-    options |= dict(skip_gate=0, expert_dropout=0, kd_divergence=divergence)
+    options |= dict(skip_gate=0, expert_dropout=0, kd_divergence=divergence, kd_tail=tail)
     distances = {}
     for weight in (0.0, 20.0):
         out = tmp_path / f"weight-{weight}"
@@ -397,8 +365,9 @@ def copied(teacher: Path, out: Path, change=None, records=None) -> Path:
     writer = ShardWriter(out, "teacher", {**source.settings, **(change or {})})
     for index in range(len(source.shards)):
         rows = source.read(index)
-        writer.write(index, records(index, rows) if records else rows, seconds=1.0)
+        writer.write(index, records(index, rows) if records else rows, seconds=1.0, left_out=[])
     writer.finish(left_out={})
+    shutil.copy(teacher / "tail.npy", out)
     return out
 
 
@@ -468,9 +437,8 @@ def test_teacher_shards_go_with_clsr_kd_alone(method, given, request, tiny_whisp
 
 
 def data_of(utterances: Path, tiny: Path, fraction: float) -> TrainingData:
-    return TrainingData(
-        ShardReader(utterances / "train", "utterances"), None, load_whisper(str(tiny), 1), "cs", fraction
-    )
+    source, whisper = ShardReader(utterances / "train", "utterances"), load_whisper(str(tiny), 1)
+    return TrainingData(source, None, whisper, "cs", TrainSettings(train_fraction=fraction))
 
 
 def chosen_rows(data: TrainingData) -> list[dict]:
@@ -510,17 +478,18 @@ def test_an_epoch_reads_every_utterance_once_and_can_begin_anywhere(tiny_whisper
 
 
 def test_what_cannot_be_trained_on_is_listed(tiny_whisper, utterances, tmp_path):
-    """At a window of 1 s nothing is too long; a clip of 2 s is, and is listed."""
+    """At a window of 1 s nothing is too long; a clip of 2 s is, and is listed; so is one without a transcript."""
     source = ShardReader(utterances / "train", "utterances")
     writer = ShardWriter(tmp_path / "u/train", "utterances", {"language": "cs", "split": "train"})
     rows = source.read(0)
-    writer.write(0, [{**rows[0], "id": "long", "seconds": 2.0}, *rows[1:]], seconds=1.0)
+    odd = [{**rows[0], "id": "long", "seconds": 2.0}, {**rows[1], "id": "mute", "text": ""}]
+    writer.write(0, [*odd, *rows[2:]], seconds=1.0)
     writer.finish(corpus="made", language="cs", split="train", seconds=1.0, left_out={})
     shutil.copytree(utterances / "validation", tmp_path / "u/validation")
     result = train(tiny_whisper, "clsr", tmp_path / "u", tmp_path / "run", max_steps=1)
-    assert (result["left_out"], result["training_utterances"]) == (1, 4)
-    (row,) = [json.loads(line) for line in (tmp_path / "run/left_out.jsonl").read_text().splitlines()]
-    assert (row["id"], row["reason"]) == ("long", "too_long")
+    assert (result["left_out"], result["training_utterances"]) == (2, 3)
+    listed = [json.loads(line) for line in (tmp_path / "run/left_out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["reason"]) for row in listed] == [("long", "too_long"), ("mute", "no_text")]
 
 
 # The best checkpoint

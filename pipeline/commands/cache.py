@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cache.compare import LIKELY, compare
@@ -10,6 +9,7 @@ from cache.convert import convert as convert_shards
 from cache.errors import PipelineError
 from cache.facts import facts
 from cache.shards import ShardReader, open_shards
+from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.options import printable
 from pipeline.progress import ProgressReport
@@ -32,7 +32,7 @@ MADE_WITH = (
 )
 
 
-def info(folders: tuple[Path, ...], as_json: bool) -> None:
+def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     found = []
     for folder in folders:
         with ProgressReport(f"cache info {folder}", "records") as progress:
@@ -83,7 +83,7 @@ def _counts(values: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in values.items()) if isinstance(values, dict) else str(values)
 
 
-def verify(folders: tuple[Path, ...], utterances: Path | None) -> None:
+def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
     """Raises PipelineError with the number of faults, which have been printed."""
     source = ShardReader(utterances, "utterances", check_sizes=False) if utterances else None
     broken = found = 0
@@ -116,14 +116,14 @@ def _audio_faults(record: dict) -> list[str]:
     return [f"{name}: {one}, expected {other}" for name, (one, other) in found.items() if one != other]
 
 
-def convert(folder: Path, out: Path, format: str, restart: bool) -> None:
+def convert(folder: AnyPath, out: AnyPath, format: str, restart: bool) -> None:
     with ProgressReport(f"cache convert {folder}", "records") as progress:
         manifest = convert_shards(open_shards(folder), out, format, restart, progress)
     size = sum(entry["bytes"] for entry in manifest["shards"])
     print(f"{out}: {len(manifest['shards'])} {format} shards, {manifest['rows']} records, {size} bytes")
 
 
-def diff(first: Path, second: Path, as_json: bool) -> bool:
+def diff(first: AnyPath, second: AnyPath, as_json: bool) -> bool:
     """Whether the two are equal; prints how they differ."""
     readers = open_shards(first), open_shards(second)
     with ProgressReport(f"cache diff {first} {second}", "records") as progress:

@@ -1,12 +1,13 @@
 """What several commands need: the chosen languages, a model with a line about it, where the teacher is."""
 
 import sys
-from pathlib import Path
 
 import torch
 import transformers
 
+from cache import storage
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.loading import Loaded, load_model
@@ -40,15 +41,16 @@ def load(source: str, audio_window_s: int | None) -> Whisper:
 def load_any(source: str, audio_window_s: int | None = None) -> Loaded:
     """A Whisper, or experts with their base."""
     base = source
-    if is_experts_folder(Path(source)):
-        config = read_config(Path(source))
+    folder = storage.path(source)
+    if is_experts_folder(folder):
+        config = read_config(folder)
         say(f"{source}: experts for {config['language']}")
         base = config["base"]
     say(find_model(base)[1])
     return load_model(source, audio_window_s)
 
 
-def adapted_teacher(params: Params, language: str) -> Path:
+def adapted_teacher(params: Params, language: str) -> AnyPath:
     return params.paths.models / language / "teacher"
 
 

@@ -1,9 +1,9 @@
 """pipeline train-student, pipeline adapt-teacher"""
 
-from pathlib import Path
 from typing import Any
 
 from cache.files import write_json
+from cache.storage import AnyPath
 from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, say
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
@@ -41,8 +41,8 @@ def _train(
     language: str,
     method: Method,
     source: str,
-    teacher: Path | None,
-    out: Path,
+    teacher: AnyPath | None,
+    out: AnyPath,
     settings: TrainSettings,
     restart: bool,
 ) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from cache import files
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from cache.storage import AnyPath
 from stages import scoring
 from stages.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.evaluate.gates import GateUse
@@ -19,7 +19,7 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import compute_dtype
+from stages.whisper.models import compute_dtype, round_weights
 
 
 @dataclass
@@ -33,10 +33,10 @@ class Utterance:
 
 def evaluate(
     model: Loaded,
-    utterances: Path,
+    utterances: AnyPath,
     language: str,
     system: str,
-    out: Path,
+    out: AnyPath,
     settings: EvaluateSettings,
     device: torch.device,
     source: str,
@@ -46,6 +46,7 @@ def evaluate(
     reader = ShardReader(utterances, "utterances")
     dtype = compute_dtype(settings.dtype, device)
     model.whisper.model.to(device)
+    round_weights(model.whisper.model.requires_grad_(False), dtype)
     transcribe = Transcriber(model.whisper, language, dtype)
     rows, unscored, gates = [], [], GateUse()
     started, seconds = time.monotonic(), 0.0

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cache import storage
 from cache.errors import PipelineError
+from cache.storage import AnyPath, RemotePath
 
 SPLITS = ("test", "validation", "train")  # the order of preparation: of two equal recordings the first is kept
 
@@ -16,7 +18,7 @@ SPLITS = ("test", "validation", "train")  # the order of preparation: of two equ
 @dataclass(frozen=True)
 class Item:
     id: str
-    audio: Path | Callable[[], bytes]  # a callable fetches the bytes when they are needed
+    audio: AnyPath | Callable[[], bytes]  # a callable fetches the bytes when they are needed
     text: str
     speaker: str  # "" where the corpus does not say
     group: str  # what a subset must not tear apart: a scene, a speaker
@@ -50,8 +52,10 @@ def unique_ids(items: list[Item]) -> list[Item]:
 def items_sha256(items: list[Item]) -> str:
     """Changes with any id, text or recording; with a recording's size, not its date: a touch is no reason to redo."""
     digest = hashlib.sha256()
+    stored = _stored_sizes(items)
     for item in items:
-        row = [item.id, item.text, item.speaker, item.group, item.source, _bytes(item)]
+        size = stored.get(item.audio) if isinstance(item.audio, RemotePath) else _bytes(item)
+        row = [item.id, item.text, item.speaker, item.group, item.source, size]
         try:
             digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         except UnicodeEncodeError:
@@ -59,6 +63,12 @@ def items_sha256(items: list[Item]) -> str:
                 f"item {item.id!r}: text or name is not valid Unicode, correct it in the corpus"
             ) from None
     return digest.hexdigest()
+
+
+def _stored_sizes(items: list[Item]) -> dict[RemotePath, int]:
+    """Of the recordings that lie in a store: one listing for each folder, where asking for each would take hours."""
+    folders = {item.audio.parent for item in items if isinstance(item.audio, RemotePath)}
+    return {folder / name: size for folder in folders for name, size in storage.sizes(folder).items()}
 
 
 def _bytes(item: Item) -> int | None:

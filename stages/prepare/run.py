@@ -1,18 +1,17 @@
 """Prepare: read a corpus, decode every recording once, write `<out>/<split>/` as utterance shards."""
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from cache import files
+from cache import files, storage
 from cache.errors import PipelineError
 from cache.shards import MANIFEST, PROGRESS, ShardReader, ShardWriter
+from cache.storage import AnyPath
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
@@ -29,7 +28,7 @@ Progress = Callable[[int, int, float], None]  # items done, items in all, second
 @dataclass(frozen=True)
 class SplitSummary:
     split: str
-    folder: Path
+    folder: AnyPath
     utterances: int
     seconds: float
     left_out: dict[str, int]  # by reason
@@ -40,7 +39,7 @@ def prepare(
     corpus_settings: CorpusSettings,
     settings: PrepareSettings,
     language: str,
-    out: Path,
+    out: AnyPath,
     max_seconds: float,
     restart: bool = False,
     split_suffix: str = "",
@@ -76,7 +75,7 @@ def _with_suffix(corpus: Corpus, name: str, split_suffix: str) -> Corpus:
     return Corpus(splits, corpus.not_selected, corpus.facts)
 
 
-def _clear_foreign_splits(corpus: Corpus, name: str, out: Path, restart: bool) -> None:
+def _clear_foreign_splits(corpus: Corpus, name: str, out: AnyPath, restart: bool) -> None:
     """A split that this corpus lacks may still lie there from another corpus, and would be trained or tested on."""
     for folder in (out / split for split in SPLITS if split not in corpus.splits):
         if (folder / MANIFEST).exists() or (folder / PROGRESS).exists():
@@ -85,7 +84,7 @@ def _clear_foreign_splits(corpus: Corpus, name: str, out: Path, restart: bool) -
                     f"{folder} was made from another corpus, {name} has no such split: "
                     "give --restart to remove it, or another folder"
                 )
-            shutil.rmtree(folder)
+            storage.remove_tree(folder)
 
 
 def _split_settings(

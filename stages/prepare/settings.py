@@ -2,9 +2,27 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+
+from cache import storage
+from cache.storage import AnyPath
+
+
+def _path(value: Any) -> AnyPath:
+    if not isinstance(value, (str, Path, storage.RemotePath)):
+        raise ValueError("Input is not a path or a URL")
+    return storage.path(value)
+
+
+PathOrUrl = Annotated[AnyPath, PlainValidator(_path), PlainSerializer(str, when_used="json")]
+
+
+def _local(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("a URL, expected a folder of this machine: copy it here first")
+    return value
 
 
 class Settings(BaseModel):
@@ -24,7 +42,9 @@ class FishFilletsSettings(Settings):
     """Czech or Dutch lines of the game Fish Fillets NG (GPL-2), from Debian's packages."""
 
     corpus: Literal["fish-fillets"]
-    path: Path | None = None  # the game's data, already extracted; None: fetched with apt-get
+    path: Annotated[Path | None, BeforeValidator(_local)] = (
+        None  # the game's data, extracted; None: fetched with apt-get
+    )
 
     @property
     def name(self) -> str:
@@ -35,7 +55,7 @@ class CommonVoiceSettings(Settings):
     """A Common Voice release as downloaded and extracted."""
 
     corpus: Literal["common-voice"]
-    path: Path  # the folder with train.tsv, dev.tsv, test.tsv and clips/, or the one above it
+    path: PathOrUrl  # the folder with train.tsv, dev.tsv, test.tsv and clips/, or the one above it
     subset: Literal["3k", "10k", "28k"] | None = None  # train utterances, the most up-voted (arXiv 2311.01070)
     max_validation: int = Field(default=500, ge=1)
 
@@ -48,7 +68,7 @@ class FleursSettings(Settings):
     """FLEURS, as released (path) or from the hub (no path)."""
 
     corpus: Literal["fleurs"]
-    path: Path | None = None  # the folder with train.tsv, dev.tsv, test.tsv and the audio, or the one above it
+    path: PathOrUrl | None = None  # the folder with train.tsv, dev.tsv, test.tsv and the audio, or the one above it
     text: Literal["raw_transcription", "transcription"] = "raw_transcription"
 
     @property
@@ -77,7 +97,7 @@ class ManifestSettings(Settings):
     """A CSV, TSV or JSON lines file with `path` and `text`, and where known `speaker`, `split` and `id`."""
 
     corpus: Literal["manifest"]
-    path: Path
+    path: PathOrUrl
     test_fraction: float = Field(default=0.1, ge=0, lt=1)  # both used only where the file has no split column
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import PipelineError
+from cache.storage import RemotePath, StorageError
 from stages import audio
 from stages.prepare.items import Item
 
@@ -38,7 +39,9 @@ def make_utterance(
         text = ""
     longest = math.inf if max_seconds is None else max_seconds
     try:
-        samples = audio.decode(item.audio if isinstance(item.audio, Path) else item.audio(), longest)
+        samples = audio.decode(_source(item), longest)
+    except StorageError:
+        raise  # a store that fails is no reason to leave a recording out
     except (FileNotFoundError, NotADirectoryError):
         return _left_out(item, "missing", f"{item.audio}: no such file")
     except (PipelineError, PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: a null in the name
@@ -60,6 +63,12 @@ def make_utterance(
         "audio_sha256": audio.audio_sha256(samples),
         "audio": audio.encode_flac(samples),
     }
+
+
+def _source(item: Item) -> Path | bytes:
+    if isinstance(item.audio, Path):
+        return item.audio
+    return item.audio.read_bytes() if isinstance(item.audio, RemotePath) else item.audio()
 
 
 def as_duplicate(record: dict, first: str) -> LeftOut:

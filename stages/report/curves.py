@@ -2,12 +2,12 @@
 
 import csv
 import io
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, FiniteFloat
 
 from cache.files import read_jsonl
+from cache.storage import AnyPath
 from stages.report.results import NAMES, validated
 
 COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
@@ -28,7 +28,7 @@ class Point(BaseModel):
 Curves = dict[tuple[str, str], list[Point]]  # by language and method
 
 
-def read_curves(models: Path) -> Curves:
+def read_curves(models: AnyPath) -> Curves:
     return {
         (path.parent.parent.name, path.parent.name): [
             validated(Point, row, f"{path}, line {number}") for number, row in enumerate(read_jsonl(path), start=1)
@@ -50,7 +50,7 @@ def curve_csv(points: list[Point]) -> str:
     return text.getvalue()
 
 
-def missing_curves(curves: Curves, language: str, systems: list[str], models: Path) -> list[str]:
+def missing_curves(curves: Curves, language: str, systems: list[str], models: AnyPath) -> list[str]:
     """A note for each trained system without a curve; the base and a downloaded teacher never have one."""
     return [
         f"{path} is not there: the learning curve of {NAMES.get(system, system)} is left out."

@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from cache.storage import AnyPath
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
@@ -60,7 +60,7 @@ class Page:
         ]
 
 
-def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: Path, resamples: int) -> Page:
+def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: AnyPath, resamples: int) -> Page:
     names = {comparison.language: language_name(comparison.language) for comparison in comparisons}
     languages = [
         _language(code, name, [c for c in comparisons if c.language == code], curves, models)
@@ -70,7 +70,7 @@ def make_page(title: str, comparisons: list[Comparison], curves: Curves, models:
     return Page(title, overview, languages, _method(comparisons, resamples))
 
 
-def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: Path) -> LanguageSection:
+def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: AnyPath) -> LanguageSection:
     systems = dict.fromkeys(line.result.metrics.system for comparison in comparisons for line in comparison.lines)
     return LanguageSection(
         code=code,

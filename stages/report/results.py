@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, Validatio
 
 from cache.errors import PipelineError
 from cache.files import read_json, read_jsonl
+from cache.storage import AnyPath
 
 SYSTEM_ORDER = ("base", "teacher", "full", "lora", "clsr", "clsr-kd")
 NAMES = {"full": "full fine-tuning", "lora": "LoRA", "clsr": "CLSR-FT", "clsr-kd": "CLSR-FT+KD"}
@@ -66,7 +67,7 @@ class Utterance(BaseModel):
 class Result:
     metrics: Metrics
     rows: list[dict[str, Any]] | None  # None: no utterances file
-    path: Path
+    path: AnyPath
 
     @property
     def name(self) -> str:
@@ -84,11 +85,11 @@ class Result:
         return self.path.stem.partition("@")[2] or self.metrics.corpus
 
     @property
-    def utterances_path(self) -> Path:
+    def utterances_path(self) -> AnyPath:
         return self.path.with_suffix(".utterances.jsonl")
 
 
-def read_results(metrics: Path) -> list[Result]:
+def read_results(metrics: AnyPath) -> list[Result]:
     """By language, the main corpus before further ones, systems in SYSTEM_ORDER."""
     paths = [path for path in sorted(metrics.glob("*/*.json")) if not path.name.startswith(".")]
     if not paths:
@@ -96,7 +97,7 @@ def read_results(metrics: Path) -> list[Result]:
             f"{metrics}: no results, expected <lang>/<system>.json; `pipeline evaluate --lang cs` makes them"
         )
     results = sorted(map(_read_result, paths), key=_order)
-    seen: dict[tuple[str, str, str], Path] = {}
+    seen: dict[tuple[str, str, str], AnyPath] = {}
     for result in results:
         key = (result.metrics.language, result.corpus, result.metrics.system)
         if key in seen:
@@ -116,7 +117,7 @@ def _order(result: Result) -> tuple[str, str, tuple[int, str]]:
     return result.metrics.language, result.path.stem.partition("@")[2], place(result.metrics.system)
 
 
-def _read_result(path: Path) -> Result:
+def _read_result(path: AnyPath) -> Result:
     metrics = validated(Metrics, read_json(path), str(path))
     for field, value in {"language": path.parent.name, "system": path.stem.partition("@")[0]}.items():
         if (found := getattr(metrics, field)) != value:

@@ -2,11 +2,11 @@
 
 import re
 from html import escape
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache.files import write_json, write_text
+from cache.storage import AnyPath
 from stages.report.comparison import as_numbers, compare
 from stages.report.curves import curve_csv, read_curves
 from stages.report.page import Page, make_page
@@ -17,8 +17,8 @@ __all__ = ["format_summary", "write_report"]
 
 
 def write_report(
-    metrics: Path, models: Path, out: Path, title: str = "Speech recognition report", resamples: int = 10_000
-) -> Path:
+    metrics: AnyPath, models: AnyPath, out: AnyPath, title: str = "Speech recognition report", resamples: int = 10_000
+) -> AnyPath:
     """Returns the page, `out`/index.html; beside it report.md, figures/*.svg, curves/*.csv and comparison.json."""
     comparisons = compare(read_results(metrics), resamples)
     curves = read_curves(models)

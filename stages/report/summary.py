@@ -1,20 +1,20 @@
 """The comparison as plain text for a terminal, at most 100 columns wide."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from cache.errors import PipelineError
 from cache.files import read_json
+from cache.storage import AnyPath
 from stages.report.tables import percent, points, span
 
 COLUMNS = ("system", "WER %", "95 % interval", "CER %", "vs base (95 %)", "words")
 NAME_WIDTH = 34
 
 
-def format_summary(report: Path | dict[str, Any]) -> str:
+def format_summary(report: AnyPath | dict[str, Any]) -> str:
     """`report` is the report's folder, its comparison.json, or that file's content."""
     if isinstance(report, dict):
         return _format(report)

@@ -1,12 +1,12 @@
 """An expert on disk: `experts.safetensors` and `experts.json`, never a copy of the frozen model."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cache import files
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.student.model import Student
 from stages.whisper.weights import read_weights, write_weights
 
@@ -15,11 +15,11 @@ FORMAT_VERSION = 1
 REQUIRED = ("language", "base", "base_weights", "audio_window_s")
 
 
-def is_experts_folder(folder: Path) -> bool:
+def is_experts_folder(folder: AnyPath) -> bool:
     return (folder / CONFIG).exists()
 
 
-def save_experts(student: Student, language: str, folder: Path, config: dict[str, Any]) -> None:
+def save_experts(student: Student, language: str, folder: AnyPath, config: dict[str, Any]) -> None:
     """Writes the expert of `language` in float16; `config` (base, language, window, ...) goes beside it."""
     state = {name: parameter.to(torch.float16) for name, parameter in student.expert_state(language).items()}
     write_weights(folder / WEIGHTS, state)
@@ -28,7 +28,7 @@ def save_experts(student: Student, language: str, folder: Path, config: dict[str
     files.write_json(folder / CONFIG, {**header, **config})
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: AnyPath) -> dict[str, Any]:
     """Raises PipelineError where the folder holds no expert, or one of another format version."""
     config = files.read_json(folder / CONFIG)
     found = config.get("format_version") if isinstance(config, dict) else None
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_experts(student: Student, folder: Path) -> str:
+def load_experts(student: Student, folder: AnyPath) -> str:
     """Adds the folder's expert to `student`; returns its language. Raises PipelineError where it does not fit."""
     language = read_config(folder)["language"]
     student.load_expert_state(language, read_weights(folder / WEIGHTS), str(folder))

@@ -2,8 +2,8 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
+from cache import storage
 from cache.errors import PipelineError
 from stages.student.clsr import Routing
 from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
@@ -23,7 +23,7 @@ class Loaded:
 
 def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
     """Raises PipelineError where `source` is neither, or where the experts were trained on other base weights."""
-    folder = Path(source).expanduser()
+    folder = storage.path(source).expanduser()
     if not is_experts_folder(folder):
         return Loaded(load_whisper(source, audio_window_s), None)
     config = read_config(folder)

@@ -1,14 +1,15 @@
 """Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
+from cache.npy import npy_bytes
 from cache.shards import ShardReader, ShardWriter
+from cache.storage import AnyPath
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import Job, ScoredShard, ShardScorer
 from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
@@ -22,8 +23,8 @@ Progress = Callable[[int, int, float], None]
 
 def cache_teacher(
     teacher: Whisper,
-    utterances: Path,
-    out: Path,
+    utterances: AnyPath,
+    out: AnyPath,
     language: str,
     settings: TeacherCacheSettings,
     device: torch.device,
@@ -80,7 +81,7 @@ def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
     }
 
 
-def write_part(folder: Path, shard: ScoredShard) -> None:
+def write_part(folder: AnyPath, shard: ScoredShard) -> None:
     """Before its shard is recorded: a shard that is there has its part."""
     with atomic_path(folder / PART.format(shard.index)) as temporary, open(temporary, "wb") as file:
         np.save(file, shard.tail_V)
@@ -107,14 +108,14 @@ def _write_tail(writer: ShardWriter) -> dict[str, Any]:
     """The mean over all positions of the distribution outside the kept tokens, scaled to sum to one: float32 (V,)."""
     tail_V = np.zeros(writer.settings["vocab_size"], np.float64)
     for index in sorted(writer.shards):
-        tail_V += np.load(writer.folder / PART.format(index), allow_pickle=False)
+        with (writer.folder / PART.format(index)).open("rb") as file:
+            tail_V += np.load(file, allow_pickle=False)
     mass = tail_V.sum()
-    path = writer.folder / TAIL
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, (tail_V / mass if mass else tail_V).astype(np.float32))
-    return {"name": TAIL, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    with atomic_path(writer.folder / TAIL) as temporary:
+        temporary.write_bytes(npy_bytes((tail_V / mass if mass else tail_V).astype(np.float32)))
+        return {"name": TAIL, "bytes": temporary.stat().st_size, "sha256": sha256_file(temporary)}
 
 
-def _remove_parts(folder: Path) -> None:
+def _remove_parts(folder: AnyPath) -> None:
     for path in folder.glob(PART.format(0).replace("00000", "*")):
         path.unlink(missing_ok=True)

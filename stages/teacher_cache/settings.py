@@ -17,7 +17,7 @@ class TeacherCacheSettings(BaseModel):
     top_p: float = Field(0.95, gt=0, le=1, description="at each position the fewest tokens that reach this mass ...")
     min_k: int = Field(8, ge=1, description="... but at least so many")
     top_k: int = Field(64, ge=1, le=4096, description="... and at most so many; the rest is kept as one mass")
-    bits: int = Field(8, ge=4, le=8, description="of a stored probability")
+    bits: int = Field(7, ge=4, le=8, description="of a stored probability")
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     format: Literal["parquet", "webdataset"] = "parquet"

@@ -12,13 +12,13 @@ from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages import scoring
 from stages.audio import decode_flac
-from stages.prefetch import prefetch
+from stages.prefetch import map_batches, prefetch
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
 from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, tokenizer_fingerprint
+from stages.whisper.models import Whisper, fast_products, round_weights, tokenizer_fingerprint
 from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
@@ -47,7 +47,7 @@ class ScoredShard:
 
 @dataclass(frozen=True)
 class _Batch:
-    shard: int
+    shard: "_Shard"
     rows: list[int]
     features: torch.Tensor  # (B, mels, frames)
 
@@ -56,11 +56,13 @@ class _Batch:
 class _Shard:
     """A shard in the making."""
 
+    index: int
     utterances: list[dict]
     targets: list[list[int]]  # of the transcripts, by row
     waiting: int  # rows whose batch is still to come
     left_out: dict[int, tuple[str, str]]  # row -> reason, detail
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tails: dict[int, np.ndarray] = field(default_factory=dict)  # by each batch's first row
 
 
 @dataclass
@@ -126,36 +128,35 @@ class ShardScorer:
 
     def __init__(self, job: Job):
         self.job, self.settings, self.scorer = job, job.settings, job.scorer()
+        round_weights(job.teacher.model.requires_grad_(False), job.dtype)
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
         self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.hears else None
 
     def run(self, shards: Iterable[tuple[int, list[dict]]], tell: Tell) -> Iterator[ScoredShard]:
         """shards: (index, utterances) each. Reading and log-mel are ahead of the model, across shards, too."""
-        open_shards: dict[int, _Shard] = {}
-        for batch in prefetch(self._batches(shards, open_shards)):
-            shard = open_shards[batch.shard]
-            if batch.rows:
-                self._score(batch, shard)
-            shard.waiting -= len(batch.rows)
-            tell(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
-            if not shard.waiting:
-                early = [row for row in shard.left_out if row not in shard.records]
-                tell(len(early), sum(shard.utterances[row]["seconds"] for row in early))
-                yield self._finished(batch.shard, open_shards.pop(batch.shard))
+        with fast_products(self.job.dtype):
+            batches = prefetch(self._batches(shards))
+            for batch in map_batches(self._score, batches, self.job.teacher.model.device):
+                shard = batch.shard
+                shard.waiting -= len(batch.rows)
+                tell(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
+                if not shard.waiting:
+                    early = [row for row in shard.left_out if row not in shard.records]
+                    tell(len(early), sum(shard.utterances[row]["seconds"] for row in early))
+                    yield _finished(shard, self.job.student.size)
 
-    def _batches(self, shards: Iterable[tuple[int, list[dict]]], open_shards: dict[int, _Shard]) -> Iterator[_Batch]:
+    def _batches(self, shards: Iterable[tuple[int, list[dict]]]) -> Iterator[_Batch]:
         """The longest first: little padding, and memory that does not fit shows at once."""
         for index, utterances in shards:
-            shard = self._opened(utterances)
-            open_shards[index] = shard
+            shard = self._opened(index, utterances)
             kept = [row for row in range(len(utterances)) if row not in shard.left_out]
             by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
             for start in range(0, max(1, len(by_length)), self.settings.batch_size):
                 rows = by_length[start : start + self.settings.batch_size]
                 clips = [decode_flac(utterances[row]["audio"], utterances[row]["seconds"]) for row in rows]
-                yield _Batch(index, rows, self.log_mel(clips) if clips else torch.empty(0))
+                yield _Batch(shard, rows, self.log_mel(clips) if clips else torch.empty(0))
 
-    def _opened(self, utterances: list[dict]) -> _Shard:
+    def _opened(self, index: int, utterances: list[dict]) -> _Shard:
         job = self.job
         prompt = prompt_ids(job.teacher, job.language)
         targets, left_out = [], {}
@@ -167,26 +168,33 @@ class ShardScorer:
                 left_out[row] = reason
             elif wanted and not utterance["text"]:
                 left_out[row] = "no_text", "no transcript: targets 'pseudo' would score the teacher's own"
-        return _Shard(utterances, targets, len(utterances) - len(left_out), left_out)
+        return _Shard(index, utterances, targets, len(utterances) - len(left_out), left_out)
 
     def _length(self, shard: _Shard, row: int) -> float:
         return len(shard.targets[row]) or shard.utterances[row]["seconds"]
 
-    def _score(self, batch: _Batch, shard: _Shard) -> None:
-        """The encoder runs once for each clip, also where the teacher first transcribes it."""
+    def _score(self, batch: _Batch) -> _Batch:
+        """Puts the batch's records into its shard. The encoder runs once for each clip, also where it is transcribed first."""
+        shard = batch.shard
+        if not batch.rows:
+            return batch
         encoded_BSD = self.scorer.encode(batch.features)
         heard = self.transcriber.decode(encoded_BSD) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
         if heard and self.settings.targets == "pseudo":
             targets = [transcript.tokens for transcript in heard]
             for row, transcript in zip(batch.rows, heard, strict=True):
-                if reason := _unusable(transcript):
+                if reason := _unusable(transcript, self.job.tokens):
                     shard.left_out[row] = reason
         kept = [number for number, row in enumerate(batch.rows) if row not in shard.left_out]
-        scored = iter(self.scorer.score(encoded_BSD[kept], [targets[number] for number in kept]) if kept else [])
+        scored: Iterator[dict[str, Any]] = iter([])
+        if kept:
+            records, shard.tails[batch.rows[0]] = self.scorer.score(encoded_BSD[kept], [targets[n] for n in kept])
+            scored = iter(records)
         for number, row in enumerate(batch.rows):
             facts = UNHEARD if heard is None else self._heard(heard[number], shard.utterances[row]["text"])
             shard.records[row] = {**(NOTHING if row in shard.left_out else next(scored)), **facts}
+        return batch
 
     def _heard(self, transcript: Transcript, reference: str) -> dict[str, Any]:
         counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}
@@ -197,19 +205,23 @@ class ShardScorer:
             "words": counts.get("words"),
         }
 
-    def _finished(self, index: int, shard: _Shard) -> ScoredShard:
-        records = [
-            {"id": utterance["id"], **shard.records.get(row, {**NOTHING, **UNHEARD})}
-            for row, utterance in enumerate(shard.utterances)
-        ]
-        left_out = [
-            {"id": shard.utterances[row]["id"], "reason": reason, "detail": detail}
-            for row, (reason, detail) in sorted(shard.left_out.items())
-        ]
-        return ScoredShard(index, records, left_out, self.scorer.take_tail())
+
+def _finished(shard: _Shard, vocab_size: int) -> ScoredShard:
+    records = [
+        {"id": utterance["id"], **shard.records.get(row, {**NOTHING, **UNHEARD})}
+        for row, utterance in enumerate(shard.utterances)
+    ]
+    left_out = [
+        {"id": shard.utterances[row]["id"], "reason": reason, "detail": detail}
+        for row, (reason, detail) in sorted(shard.left_out.items())
+    ]
+    tail_V = np.zeros(vocab_size)
+    for first in sorted(shard.tails):  # in the same order whichever batch was done first
+        tail_V += shard.tails[first]
+    return ScoredShard(shard.index, records, left_out, tail_V.astype(np.float32))
 
 
-def _unusable(transcript: Transcript) -> tuple[str, str] | None:
+def _unusable(transcript: Transcript, tokens: TokenMap) -> tuple[str, str] | None:
     """Why the teacher's own words cannot be targets, None where they can."""
     if transcript.looped:
         return "loop", f"the teacher repeats itself: {transcript.text[-60:]!r}"
@@ -217,4 +229,6 @@ def _unusable(transcript: Transcript) -> tuple[str, str] | None:
         return "no_end", f"the teacher goes on to its last token: {transcript.text[-60:]!r}"
     if not transcript.text:
         return "nothing_heard", "the teacher's own text is empty"
+    if (tokens.to_student[transcript.tokens] < 0).any():
+        return "unknown_token", f"the teacher says a token that the student has not: {transcript.text[-60:]!r}"
     return None

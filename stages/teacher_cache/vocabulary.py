@@ -9,6 +9,8 @@ from transformers import AutoConfig, WhisperTokenizer
 from cache.errors import PipelineError
 from stages.whisper.models import Whisper, find_model
 
+TIMESTAMPS = 1501  # 0.00 to 30.00 s
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -47,12 +49,21 @@ def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         _check_text_tokens(teacher, student)
     _check_merges(teacher, student)
-    student_ids = student.tokenizer.get_vocab()
+    student_ids = _ids(student)
     to_student = np.full(teacher.size, -1, np.int64)
-    for token, number in teacher.tokenizer.get_vocab().items():
-        if number < teacher.size and student_ids.get(token, student.size) < student.size:
-            to_student[number] = student_ids[token]
+    for token, number in _ids(teacher).items():
+        to_student[number] = student_ids.get(token, -1)
     return TokenMap(to_student, student.size)
+
+
+def _ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Token -> id, with the timestamps: they follow <|notimestamps|> also where the tokenizer does not name them."""
+    names = vocabulary.tokenizer.get_vocab()
+    if "<|notimestamps|>" not in names:
+        raise PipelineError(f"{vocabulary.source}: no token <|notimestamps|>, expected a Whisper tokenizer")
+    first = names["<|notimestamps|>"] + 1
+    stamps = {f"<|{step * 0.02:.2f}|>": first + step for step in range(TIMESTAMPS)}
+    return {token: number for token, number in {**stamps, **names}.items() if number < vocabulary.size}
 
 
 def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:

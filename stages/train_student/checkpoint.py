@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from cache.errors import PipelineError
+from cache.files import local_copy
+from cache.storage import AnyPath
 from stages.train_student.trainee import Trainee
 from stages.whisper.weights import write_weights
 
@@ -26,7 +27,7 @@ class Position:
     unlogged: list[dict[str, float]] = field(default_factory=list)  # the losses of the steps since the last row
 
 
-def save(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def save(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
     tensors: dict[str, torch.Tensor] = {f"weights/{name}": parameter for name, parameter in trainee.parameters.items()}
     for name, parameter in trainee.parameters.items():
         state = optimizer.state.get(parameter, {})
@@ -37,13 +38,13 @@ def save(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, posit
     write_weights(folder / NAME, tensors, {"position": json.dumps(asdict(position))})
 
 
-def load(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Position:
+def load(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Position:
     """Puts weights, optimizer and random state back; a fresh Position where there is no checkpoint."""
     path = folder / NAME
     if not path.exists():
         return Position()
     try:
-        with safe_open(path, "pt") as file:
+        with local_copy(path) as copy, safe_open(copy, "pt") as file:
             position = Position(**json.loads(file.metadata()["position"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, TypeError) as error:

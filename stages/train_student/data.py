@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
 from cache.distributions import stored_log_probs
 from cache.errors import PipelineError
-from cache.order import SHARDS_AT_ONCE, epoch_order
+from cache.order import samples
 from cache.settings import differences
 from cache.shards import ShardReader
 from stages.audio import decode_flac
@@ -118,28 +119,23 @@ class TrainingData:
 
     def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `start` on; the last may be smaller."""
-        order = epoch_order([len(rows) for rows in self.kept], seed, epoch)
-        loaded: dict[int, list[dict]] = {}
-        for first in range(start * batch_size, len(order), batch_size):
-            rows = []
-            for shard, position in order[first : first + batch_size]:
-                if shard not in loaded:
-                    if len(loaded) >= 2 * SHARDS_AT_ONCE:
-                        del loaded[next(iter(loaded))]
-                    loaded[shard] = self._load(shard)
-                rows.append(loaded[shard][self.kept[shard][position]])
+        read = samples(self._load, [len(rows) for rows in self.kept], seed, epoch, start * batch_size)
+        while rows := list(islice(read, batch_size)):
             yield self._collate(rows)
 
     def _load(self, shard: int) -> list[dict]:
+        """The kept rows of a shard, with the teacher's fields where there is one."""
         rows = self.utterances.read(shard)
-        if self.teacher is None:
-            for row in rows:
-                row["targets"] = target_ids(self.student.tokenizer, row["text"], self.language)
-            return rows
-        scored = self.teacher.read(shard)
-        for number in self.kept[shard]:
-            self._check_targets(scored[number]["targets"].tolist(), rows[number], shard)
-        return [{**row, **side, "targets": side["targets"].tolist()} for row, side in zip(rows, scored, strict=True)]
+        scored = self.teacher.read(shard) if self.teacher is not None else None
+        loaded = []
+        for row, number in ((rows[number], number) for number in self.kept[shard]):
+            if scored is None:
+                loaded.append({**row, "targets": target_ids(self.student.tokenizer, row["text"], self.language)})
+            else:
+                targets = scored[number]["targets"].tolist()
+                self._check_targets(targets, row, shard)
+                loaded.append({**row, **scored[number], "targets": targets})
+        return loaded
 
     def _check_targets(self, targets: list[int], row: dict, shard: int) -> None:
         assert self.teacher is not None

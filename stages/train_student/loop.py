@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from cache import files
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.data import Batch, TrainingData
@@ -35,7 +35,7 @@ class Run:
         settings: TrainSettings,
         learning_rate: float,
         dtype: torch.dtype,
-        folder: Path,
+        folder: AnyPath,
         validate: Callable[[], dict[str, float]],
         save_best: Callable[[checkpoint.Position], None],
     ):
@@ -155,8 +155,7 @@ class Run:
         return round(step / self.steps_per_epoch, 4)
 
     def _log(self, row: dict[str, float]) -> None:
-        with open(self.folder / CURVE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        files.append_text(self.folder / CURVE, json.dumps(row) + "\n")
 
     def _cut_curve(self, step: int) -> None:
         """Rows beyond the checkpoint come again, and so does one that a full disk cut short."""

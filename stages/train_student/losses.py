@@ -89,7 +89,7 @@ def spread_kl_sum(
     log_q_N = outside(log_probs_NV @ tail_V, weight_M * student_M) / mass_N
     tail_N, kept_M = teacher.tail_N.exp(), teacher.kept_M.exp()
     kept_sum = (torch.xlogy(kept_M, kept_M) - kept_M * student_M).sum()
-    return kept_sum + (tail_N * (teacher.tail_N - mass_N.log() + log_weight_N - log_q_N)).sum()
+    return kept_sum + (torch.xlogy(tail_N, tail_N) + tail_N * (log_weight_N - mass_N.log() - log_q_N)).sum()
 
 
 def divergence_sum(

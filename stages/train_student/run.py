@@ -1,7 +1,6 @@
 """One training run from shards to a student's folder."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.settings import plain, superseded
 from cache.shards import ShardReader
+from cache.storage import AnyPath
 from stages import scoring
 from stages.audio import decode_flac
 from stages.train_student import checkpoint
@@ -19,7 +19,7 @@ from stages.train_student.loop import Losses, Run
 from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, compute_dtype
+from stages.whisper.models import Whisper, compute_dtype, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 VALIDATION_BATCH = 16
@@ -29,9 +29,9 @@ def train_student(
     base: Whisper,
     method: Method,
     language: str,
-    utterances: Path,
-    teacher: Path | None,
-    out: Path,
+    utterances: AnyPath,
+    teacher: AnyPath | None,
+    out: AnyPath,
     settings: TrainSettings,
     device: torch.device,
     restart: bool = False,
@@ -59,6 +59,7 @@ def train_student(
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, language, settings)
     base.model.to(device)
+    round_weights(base.model, dtype)
     transcribe = Transcriber(base, language, dtype)
     config = {
         "method": method,
@@ -124,7 +125,7 @@ def _facts(
     )
 
 
-def _finished(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+def _finished(out: AnyPath, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
     """The result where the run is already done. Raises PipelineError where `out` holds another run, unless `restart`."""
     for name in (RESULT, PROGRESS):
         if (out / name).exists():
@@ -136,7 +137,7 @@ def _finished(out: Path, facts: dict[str, Any], restart: bool) -> dict[str, Any]
     return None
 
 
-def _remove_working_files(out: Path) -> None:
+def _remove_working_files(out: AnyPath) -> None:
     for name in (PROGRESS, checkpoint.NAME):
         (out / name).unlink(missing_ok=True)
 

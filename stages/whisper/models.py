@@ -3,22 +3,27 @@
 import ctypes
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
+from cache import storage
 from cache.errors import PipelineError
+from stages.whisper.download import fetched
 from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.whisper.embedded import embedded_whisper_base
 from stages.whisper.window import cut_audio_window, recorded_window
 
 HUB_TIMEOUT_S = 10
 ENGLISH_VOCABULARY = 51864
-_FILES = ["*.json", "*.safetensors", "*.txt"]
+FILES = ("*.json", "*.safetensors", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,17 @@ class Whisper:
 
 def find_model(source: str) -> tuple[Path, str]:
     """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
-    folder = Path(source).expanduser()
+    folder = storage.path(source).expanduser()
+    if not isinstance(folder, Path):
+        _check_names(source, set(storage.sizes(folder)))
+        copy = fetched(folder, FILES)
+        return copy, f"{source}: copied to {copy}"
     if folder.is_dir():
         return _checked(folder), f"{source}: local folder"
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
     try:
-        found = Path(snapshot_download(source, allow_patterns=_FILES, etag_timeout=HUB_TIMEOUT_S))
+        found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
         return _checked(found), f"{source}: from the hub"
     except PipelineError:
         raise
@@ -57,12 +66,16 @@ def find_model(source: str) -> tuple[Path, str]:
 
 
 def _checked(folder: Path) -> Path:
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).exists():
-            raise PipelineError(f"{folder}: no {name} in it: expected a Whisper model in the transformers layout")
-    if not list(folder.glob("*.safetensors")):
-        raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
+    _check_names(str(folder), {path.name for path in folder.iterdir()})
     return folder
+
+
+def _check_names(folder: str, names: set[str]) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        if name not in names:
+            raise PipelineError(f"{folder}: no {name} in it: expected a Whisper model in the transformers layout")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
 
 
 def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
@@ -142,6 +155,35 @@ def choose_device(name: str) -> torch.device:
 def use_all_cores() -> None:
     """Uses the cores this process may run on (torch counts the machine's)."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@contextmanager
+def fast_products(dtype: torch.dtype) -> Iterator[None]:
+    """While `dtype` is bfloat16, float32 products round their factors to it; their sums and results stay float32."""
+    backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        if dtype == torch.bfloat16:
+            for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
+                backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Keeps the weights of products in `dtype`, in place, but for those being trained: the values that autocast would make.
+
+    Autocast makes them anew for every call of a weight that takes no gradient: with experts, for every token decoded. The
+    token embeddings stay as they are; the output projection, which shares their values, gets its own.
+    """
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for module in model.modules():
+        products = isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
+        if products and dtype != torch.float32 and not trained.intersection(module.parameters(recurse=False)):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
 def keep_freed_memory() -> None:

@@ -1,16 +1,15 @@
 """Safetensors files, whole or not there."""
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cache import files
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 
 
-def write_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_weights(path: AnyPath, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Raises PipelineError where the disk is full or cannot be written."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with files.atomic_path(path) as temporary:
@@ -20,9 +19,10 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             raise PipelineError(f"{path}: cannot be written ({error}): the same command goes on from here") from None
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: AnyPath) -> dict[str, torch.Tensor]:
     """Raises PipelineError where the file is missing or damaged."""
     try:
-        return load_file(path)
+        with files.local_copy(path) as copy:
+            return load_file(copy)
     except (OSError, SafetensorError) as error:
         raise PipelineError(f"{path}: not readable as safetensors ({str(error).splitlines()[0]})") from None

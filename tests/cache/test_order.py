@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.order import epoch_order
+from cache.order import epoch_order, samples
 
 ROWS = st.lists(st.integers(0, 9), max_size=14)
 SEEDS = st.integers(0, 2**40)
@@ -53,3 +53,40 @@ def test_shards_and_rows_are_both_shuffled():
     assert min(counts) > 150
     assert {row for _, row in first} == {0, 1, 2, 3}
     assert any(rows != sorted(rows) for rows in ([r for _, r in epoch_order([9], 0, epoch)] for epoch in range(3)))
+
+
+# Readers
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, SEEDS, st.data())
+def test_readers_together_read_each_sample_once_however_often_their_number_changes(rows, seed, data):
+    """An epoch in parts: each read by another number of readers, from where the part before ended."""
+    seen: list[tuple[int, int]] = []
+    while len(seen) < sum(rows):
+        world = data.draw(st.integers(1, 5))
+        stop = data.draw(st.integers(len(seen) + 1, sum(rows)))
+        readers = [
+            list(
+                samples(
+                    lambda shard: [(shard, row) for row in range(rows[shard])], rows, seed, 3, len(seen), rank, world
+                )
+            )
+            for rank in range(world)
+        ]
+        rest = sum(rows) - len(seen)
+        assert sorted(map(len, readers)) == sorted(len(range(rank, rest, world)) for rank in range(world))
+        merged = [readers[place % world][place // world] for place in range(rest)]
+        seen += merged[: stop - len(seen)]
+    assert seen == epoch_order(rows, seed, 3)
+
+
+def test_a_reader_holds_few_shards_and_loads_each_once():
+    rows, loads = [3] * 40, []
+
+    def load(shard: int) -> list[int]:
+        loads.append(shard)
+        return [shard] * 3
+
+    assert sorted(samples(load, rows, 0, 0)) == sorted([shard for shard in range(40) for _ in range(3)])
+    assert sorted(loads) == list(range(40))

@@ -15,7 +15,7 @@ from cache.files import TEMPORARY
 from cache.shards import ShardReader, ShardWriter
 
 FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
-SETTINGS = {"language": "cs", "top_k": 2, "prompt": [1, 2]}
+SETTINGS = {"language": "cs", "top_k": 2, "prompt": [1, 2], "vocab_size": 100, "bits": 8}
 
 
 def record(number: int) -> dict:
@@ -23,9 +23,15 @@ def record(number: int) -> dict:
     return {
         "id": f"clip-{number}",
         "targets": np.arange(tokens, dtype=np.uint16),
+        "top_counts": np.full(tokens, 2, np.uint16),
         "top_ids": np.full(2 * tokens, number, np.uint16),
-        "top_log_probs": np.full(2 * tokens, -1, np.float16),
+        "top_probs": np.full(2 * tokens, 100 + number, np.uint8),
         "tail_log_probs": np.full(tokens, -number / 7, np.float32),
+        "mean_log_prob": -number / 3 if tokens else None,
+        "teacher_text": f"text {number}",
+        "compression_ratio": None,
+        "word_errors": number,
+        "words": 7,
     }
 
 
@@ -64,6 +70,8 @@ KILLER = """
     import os, signal, sys
     from pathlib import Path
     sys.path[:0] = {paths!r}
+    if {format!r} == "webdataset":
+        import webdataset  # once, not in every child
     from test_shards import make
 
     def dies_at(line):
@@ -240,7 +248,7 @@ def test_reader_gives_the_records(format, tmp_path):
     assert reader.manifest["rows"] == 6
     for number, row in enumerate(read_all(tmp_path)):
         expected = record(number)
-        assert row["id"] == expected["id"]
+        assert row.keys() == expected.keys()
         assert all(np.array_equal(row[name], expected[name]) for name in expected)
     assert reader.read(1, only=("id",)) == [{"id": "clip-2"}, {"id": "clip-3"}]
     for entry in reader.shards:
@@ -287,7 +295,7 @@ def test_a_tar_cut_at_a_member_boundary_after_it_was_opened(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
-    [("format_version", 2, "1"), ("kind", "utterances", "'teacher'"), ("fields", {"id": "str"}, "tail_log_probs")],
+    [("format_version", 1, "2"), ("kind", "utterances", "'teacher'"), ("fields", {"id": "str"}, "tail_log_probs")],
 )
 def test_a_manifest_of_another_version_or_kind(field, value, expected, tmp_path):
     make(tmp_path)
@@ -332,3 +340,107 @@ def test_progress_of_another_version_is_not_continued(tmp_path):
     ShardWriter(tmp_path, "teacher", SETTINGS).write(0, [record(0)])
     edit(tmp_path / "progress.json", lambda progress: progress.update(format_version=0))
     assert "format_version" in refusal(lambda: ShardWriter(tmp_path, "teacher", SETTINGS))
+
+
+ENTRY = {"index": 0, "name": "shard-00000.parquet", "rows": 2, "bytes": 9, "sha256": "00"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        None,
+        [],
+        {},
+        *({name: value for name, value in ENTRY.items() if name != missing} for missing in ENTRY),
+        *(
+            {**ENTRY, "name": name}
+            for name in (
+                "../x",
+                "/etc/passwd",
+                "..",
+                "",
+                "manifest.json",
+                "shard-00000.parquet/../../x",
+                "../shard-00000.parquet",
+                "x/shard-00000.parquet",
+                "shard-00000.parquet\n",
+                "shard-00000.parquet\0",
+                "shard-00000.npy",
+                "shard-0.parquet",
+                ["shard-00000.parquet"],
+                None,
+            )
+        ),
+        *({**ENTRY, name: value} for name in ("index", "rows", "bytes") for value in (-1, 1.0, "2", True, None)),
+        {**ENTRY, "sha256": 5},
+    ],
+)
+def test_an_entry_that_is_no_shard_of_this_folder(entry, tmp_path):
+    """By the reader and by the writer, finished or not; nothing outside the folder is looked at."""
+    folder = make(tmp_path / "folder").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][1] = entry
+    text = json.dumps(manifest)
+    (folder / "manifest.json").write_text(text)
+    for action in (lambda: ShardReader(folder, "teacher"), lambda: ShardWriter(folder, "teacher", SETTINGS)):
+        found = refusal(action)
+        assert f"{folder / 'manifest.json'}: a shard's entry is {str(entry)[:80]}, expected" in found
+    (folder / "manifest.json").rename(folder / "progress.json")
+    for restart in (False, True):
+        found = refusal(lambda: ShardWriter(folder, "teacher", SETTINGS, restart=restart))  # noqa: B023
+        assert f"{folder / 'progress.json'}: a shard's entry is" in found
+    assert (folder / "progress.json").read_text() == text
+
+
+def test_a_manifest_of_an_unknown_format(tmp_path):
+    make(tmp_path)
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.update(format="zip"))
+    assert "format is 'zip', expected" in refusal(lambda: ShardReader(tmp_path, "teacher"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bits", None), ("bits", 9), ("bits", "8"), ("vocab_size", None), ("vocab_size", -1)]
+)
+def test_teacher_shards_whose_settings_do_not_say_what_they_hold(name, value, tmp_path):
+    make(tmp_path, **{name: value})
+    assert f"{name} is {value!r}, expected" in refusal(lambda: ShardReader(tmp_path, "teacher"))
+
+
+@FORMATS
+def test_a_record_that_contradicts_its_settings_is_refused_by_name(format, tmp_path):
+    """The same bytes under another vocabulary: clip-4 has token 4."""
+    make(tmp_path, format)
+    edit(tmp_path / "manifest.json", lambda manifest: manifest["settings"].update(vocab_size=4))
+    reader = ShardReader(tmp_path, "teacher")
+    assert len(reader.read(1)) == 2
+    text = refusal(lambda: reader.read(2))
+    assert f"{tmp_path / reader.shards[2]['name']}, clip-4: a token id of 4 or more" in text
+
+
+# The mean tail
+
+
+TAIL = np.full(100, 0.01, np.float32)
+
+
+def test_the_tail_comes_back(tmp_path):
+    make(tmp_path)
+    np.save(tmp_path / "tail.npy", TAIL)
+    assert np.array_equal(ShardReader(tmp_path, "teacher").tail(), TAIL)
+
+
+@pytest.mark.parametrize("array", [TAIL[:99], TAIL.astype(np.float64), TAIL.reshape(10, 10), np.array(["x"], object)])
+def test_a_tail_of_another_shape_or_type(array, tmp_path):
+    make(tmp_path)
+    np.save(tmp_path / "tail.npy", array)
+    assert str(tmp_path / "tail.npy") in refusal(lambda: ShardReader(tmp_path, "teacher").tail())
+
+
+def test_a_tail_that_is_missing_or_cut(tmp_path):
+    make(tmp_path)
+    assert f"{tmp_path / 'tail.npy'}: not readable" in refusal(lambda: ShardReader(tmp_path, "teacher").tail())
+    np.save(tmp_path / "tail.npy", TAIL)
+    whole = (tmp_path / "tail.npy").read_bytes()
+    (tmp_path / "tail.npy").write_bytes(whole[:-3])
+    assert f"{tmp_path / 'tail.npy'}: not readable" in refusal(lambda: ShardReader(tmp_path, "teacher").tail())

@@ -108,6 +108,29 @@ def test_everything_left_out_is_listed_with_its_reason(troubled, no_programs):
     assert all("left_out" not in entry for entry in manifest["shards"])
 
 
+def test_recordings_without_a_text_are_kept_in_train_where_asked_for(tmp_path):
+    """With the text "" whatever stood there, and their own reasons to be left out; elsewhere they cannot be scored."""
+    rows = []
+    for number, text in enumerate(["", " … ?! — ", "Ano.", "(…)"]):
+        for split in ("train", "validation", "test"):
+            record(tmp_path / f"{split}{number}.wav", noise(0.5, len(rows)))
+            rows.append((f"{split}{number}.wav", split, text))
+    record(tmp_path / "short.wav", tone(0.1))
+    write_manifest(tmp_path, [*rows, ("short.wav", "train", ""), ("absent.wav", "train", "")])
+    summary = run(tmp_path, untranscribed=True)
+    found = {split: {row["id"]: row["text"] for row in read_split(tmp_path / "out" / split)} for split in summary}
+    assert found["train"] == {"train0.wav": "", "train1.wav": "", "train2.wav": "Ano.", "train3.wav": ""}
+    assert found["validation"] == {"validation2.wav": "Ano."}
+    assert found["test"] == {"test2.wav": "Ano."}
+    assert summary["train"].left_out == {"empty": 1, "missing": 1}
+    assert summary["validation"].left_out == summary["test"].left_out == {"no_text": 3}
+    with pytest.raises(PipelineError, match=r"train.*\(untranscribed: found True, wanted False\)"):
+        run(tmp_path)
+    summary = run(tmp_path, restart=True)
+    assert summary["train"].left_out == {"no_text": 5}
+    assert [row["id"] for row in read_split(tmp_path / "out/train")] == ["train2.wav"]
+
+
 def test_only_test_keeps_what_is_longer_than_the_window(troubled):
     rows = [("long.wav", "train", "x"), ("exact.wav", "train", "y"), ("good.wav", "validation", "z")]
     write_manifest(troubled, [*rows, ("faint.wav", "test", "v"), ("long.wav", "test", "w")])

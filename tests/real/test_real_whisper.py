@@ -68,21 +68,26 @@ def test_czech_word_error_rate(czech):
 
 def test_cached_distributions_are_the_model_s(czech, tmp_path):
     whisper = load_whisper("openai/whisper-base", 30)
-    settings = TeacherCacheSettings(top_k=64, dtype="fp32")
+    settings = TeacherCacheSettings(min_k=64, top_k=64, bits=8, dtype="fp32")
     cache_teacher(whisper, czech / "validation", tmp_path / "cache", "cs", settings, torch.device("cpu"))
     record = ShardReader(tmp_path / "cache", "teacher").read(0)[0]
     row = rows_of(czech / "validation")[0]
-    prompt, targets = prompt_ids(whisper.tokenizer, "cs"), record["targets"].tolist()
+    prompt, targets = prompt_ids(whisper, "cs"), record["targets"].tolist()
     assert whisper.tokenizer.decode(targets, skip_special_tokens=True).strip() == row["text"]
     features = Transcriber(whisper, "cs", torch.float32).log_mel([decode_flac(row["audio"])])
     with torch.inference_mode():
         logits = whisper.model(features, decoder_input_ids=decoder_inputs(prompt, [targets], 50257)).logits[0]
     log_probs = logits[len(prompt) - 1 :].double().log_softmax(-1)
     top = log_probs.topk(64)
-    stored = record["top_log_probs"].astype(float).reshape(-1, 64)
-    np.testing.assert_allclose(stored, top.values.numpy(), atol=0.01)
+    assert record["top_counts"].tolist() == [64] * len(targets)
+    # a code is p^(1/4) in 255 steps, and the lowest one is 1
+    exact = np.maximum(255 * top.values.exp().numpy() ** 0.25, 1)
+    np.testing.assert_allclose(record["top_probs"].reshape(-1, 64), exact, rtol=0, atol=0.5 + 0.05)
     tail = np.log1p(-top.values.exp().sum(-1).numpy())
     np.testing.assert_allclose(record["tail_log_probs"], tail, atol=1e-3)
+    own = log_probs[torch.arange(len(targets)), torch.tensor(targets)].mean()
+    assert record["mean_log_prob"] == pytest.approx(own.item(), abs=1e-3)
+    assert (record["teacher_text"], record["words"]) == (None, None)
 
 
 def test_a_language_without_expert_is_the_base_model_bit_for_bit(czech):
@@ -92,7 +97,7 @@ def test_a_language_without_expert_is_the_base_model_bit_for_bit(czech):
     student.add_expert("cs")
     changed.model.eval()
     features = Transcriber(base, "nl", torch.float32).log_mel([decode_flac(row["audio"])])
-    inputs = torch.tensor([prompt_ids(base.tokenizer, "nl")])
+    inputs = torch.tensor([prompt_ids(base, "nl")])
     with torch.inference_mode(), student.route("nl"):
         assert torch.equal(
             base.model(features, decoder_input_ids=inputs).logits,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.prepare.corpora.tables import read_raw_tsv, require_columns
 from stages.prepare.items import Corpus, Item, unique_ids
 from stages.prepare.settings import CommonVoiceSettings
@@ -26,7 +27,7 @@ def read(settings: CommonVoiceSettings, language: str) -> Corpus:
     return Corpus(splits, not_selected)
 
 
-def _release(path: Path, language: str) -> Path:
+def _release(path: AnyPath, language: str) -> AnyPath:
     # A release's own code may name a country, as sv-SE does.
     for folder in [path, path / language, *sorted(path.glob(f"{language}-*"))]:
         if any((folder / name).is_file() for name in FILES.values()):
@@ -41,7 +42,7 @@ def _release(path: Path, language: str) -> Path:
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: AnyPath) -> list[dict[str, str]]:
     rows = read_raw_tsv(path)
     if rows:
         require_columns(path, list(rows[0]), COLUMNS)
@@ -56,7 +57,7 @@ def _most_liked_first(row: dict[str, str]) -> tuple[int, int]:
     return -int(row["up_votes"] or 0), int(row["down_votes"] or 0)
 
 
-def _item(clips: Path, row: dict[str, str]) -> Item:
+def _item(clips: AnyPath, row: dict[str, str]) -> Item:
     name = row["path"]
     if not Path(name).suffix:
         name += ".mp3"  # some releases leave it out

@@ -1,8 +1,7 @@
 """FLEURS: read sentences in 102 languages, as released (TSV files and folders of WAV) or as the hub's Parquet."""
 
-from pathlib import Path
-
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.prepare.corpora import rows
 from stages.prepare.corpora.tables import read_raw_tsv
 from stages.prepare.items import Corpus, Item, unique_ids
@@ -46,7 +45,7 @@ def _from_hub(settings: FleursSettings, config: str) -> Corpus:
     )
 
 
-def _from_release(path: Path, text: str, config: str) -> Corpus:
+def _from_release(path: AnyPath, text: str, config: str) -> Corpus:
     folder = next((folder for folder in (path, path / config) if (folder / "test.tsv").is_file()), None)
     if folder is None:
         raise PipelineError(f"{path}: no FLEURS release here, expected test.tsv, or {config}/test.tsv; correct `path`")
@@ -59,16 +58,17 @@ def _from_release(path: Path, text: str, config: str) -> Corpus:
     return Corpus(splits)
 
 
-def _audio_folder(folder: Path, name: str) -> Path:
-    for audio in (folder / "audio" / name, folder / name):
-        if audio.is_dir():
+def _audio_folder(folder: AnyPath, name: str) -> str:
+    """As seen from `folder`."""
+    for audio in (f"audio/{name}", name):
+        if (folder / audio).is_dir():
             return audio
     archive = folder / "audio" / f"{name}.tar.gz"
     what = f"extract {archive} there" if archive.exists() else f"download audio/{name}.tar.gz and extract it there"
     raise PipelineError(f"{folder / 'audio' / name}: no such folder, expected the recordings of {name}.tsv; {what}")
 
 
-def _item(folder: Path, audio: Path, line: dict[str, str], text: str) -> Item:
+def _item(folder: AnyPath, audio: str, line: dict[str, str], text: str) -> Item:
     """A sentence is read by up to three people, who have no names here: its number is the group."""
-    path = audio / line["file_name"]
-    return Item(path.stem, path, text, "", line["id"], path.relative_to(folder).as_posix())
+    source = f"{audio}/{line['file_name']}"
+    return Item((folder / source).stem, folder / source, text, "", line["id"], source)

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
+from cache import storage
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.prepare.corpora.tables import read_csv, read_text, require_columns
 from stages.prepare.items import Corpus, Item, split_by_group, stable_hash, unique_ids
 from stages.prepare.settings import ManifestSettings
@@ -31,7 +32,7 @@ def read(settings: ManifestSettings, language: str) -> Corpus:
     return Corpus(splits)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: AnyPath) -> list[dict[str, str]]:
     match path.suffix.lower():
         case ".csv":
             rows = read_csv(path, ",")
@@ -46,7 +47,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_jsonl(path: Path) -> list[dict[str, str]]:
+def _read_jsonl(path: AnyPath) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -79,13 +80,13 @@ def _string(where: str, name: str, value: object) -> str:
     return value
 
 
-def _item(folder: Path, row: dict[str, str]) -> Item:
+def _item(folder: AnyPath, row: dict[str, str]) -> Item:
     path, speaker = row["path"], row.get("speaker", "")
     item_id = row.get("id") or path
-    return Item(item_id, folder / path, row["text"], speaker, speaker or item_id, path)
+    return Item(item_id, storage.join(folder, path), row["text"], speaker, speaker or item_id, path)
 
 
-def _given_splits(path: Path, rows: list[dict[str, str]]) -> list[str]:
+def _given_splits(path: AnyPath, rows: list[dict[str, str]]) -> list[str]:
     names = []
     for row in rows:
         name = SPLIT_NAMES.get(row["split"].strip().lower())

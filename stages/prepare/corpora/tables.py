@@ -2,12 +2,12 @@
 
 import csv
 import io
-from pathlib import Path
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 
 
-def read_text(path: Path) -> str:
+def read_text(path: AnyPath) -> str:
     """The file's text without a byte order mark, line ends as they are."""
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -19,7 +19,7 @@ def read_text(path: Path) -> str:
         raise PipelineError(f"{path}: not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
 
 
-def read_raw_tsv(path: Path, columns: list[str] | None = None) -> list[dict[str, str]]:
+def read_raw_tsv(path: AnyPath, columns: list[str] | None = None) -> list[dict[str, str]]:
     """Rows of a file in which a quote is a character like any other and only "\\n" ends a line.
 
     columns: the names, for a file without a header line. Raises PipelineError naming a line of another length.
@@ -36,7 +36,7 @@ def read_raw_tsv(path: Path, columns: list[str] | None = None) -> list[dict[str,
     return rows
 
 
-def read_csv(path: Path, delimiter: str) -> list[dict[str, str]]:
+def read_csv(path: AnyPath, delimiter: str) -> list[dict[str, str]]:
     """Rows of a file with a header, fields quoted as CSV has it. Raises PipelineError naming the line that is wrong."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows = []
@@ -52,7 +52,7 @@ def read_csv(path: Path, delimiter: str) -> list[dict[str, str]]:
     return rows
 
 
-def require_columns(path: Path, found: list[str], wanted: list[str]) -> None:
+def require_columns(path: AnyPath, found: list[str], wanted: list[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing or not found:
         raise PipelineError(f"{path}: no column {', '.join(missing)}; it has {', '.join(found) or 'nothing'}")

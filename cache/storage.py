@@ -1,0 +1,249 @@
+"""Paths that may be URLs: fsspec's stores behind pathlib's interface, tried again where a store fails in passing."""
+
+import errno
+import io
+import logging
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.utils import tokenize
+from upath.extensions import ProxyUPath
+
+from cache.errors import PipelineError
+
+# Here an upload is all or nothing: the object is not there, or as it was, until its last byte has arrived.
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of this package
+ATTEMPTS = 6
+FIRST_PAUSE_S = 0.5  # before the second attempt; doubled before each further one
+
+PASSING_STATUS = (408, 409, 425, 429)  # of 300-499; all from 500 on are, too
+PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")  # S3's, with status 400
+# By name, since a store's package need not be installed: botocore's, then google.auth's.
+NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+WRONG_REQUESTS = {"ValueError", "NotImplementedError", "ParamValidationError", "IsADirectoryError", "FileExistsError"}
+OUR_FAULTS = (TypeError, AttributeError, LookupError, AssertionError, NameError)
+T = TypeVar("T")
+
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it would print the trace of each attempt that fails
+
+
+class StorageError(PipelineError):
+    """A store refuses, or does not answer."""
+
+
+class RemotePath(ProxyUPath):
+    """A path in a store. Asking, reading and removing are tried again; for writing see `cache.files.atomic_path`.
+
+    A file that is not there is FileNotFoundError, as it is locally; anything else that goes wrong is StorageError.
+    """
+
+    def _try(self, call: Callable[[], T]) -> T:
+        return retried(str(self), call)
+
+    def _info(self) -> dict[str, Any]:
+        """{} where there is no such file or folder."""
+        try:
+            return self._try(lambda: self.fs.info(self.path))
+        except FileNotFoundError:
+            return {}
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        return bool(self._info())
+
+    def is_file(self) -> bool:
+        return self._info().get("type") == "file"
+
+    def is_dir(self) -> bool:
+        return self._info().get("type") == "directory"
+
+    def read_bytes(self) -> bytes:
+        return self._try(lambda: self.fs.cat_file(self.path))
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
+        return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding, errors, newline).read()
+
+    def open(self, mode: str = "rb", *args: Any, **options: Any) -> IO[Any]:  # type: ignore[override]
+        """The whole file, read: half of one would have to be told from all of it."""
+        if mode != "rb":
+            raise NotImplementedError(f"mode {mode!r}: a store's file is written by cache.files.atomic_path")
+        return io.BytesIO(self.read_bytes())
+
+    def glob(
+        self, pattern: str, *, case_sensitive: bool | None = None, recurse_symlinks: bool = False
+    ) -> Iterator[Any]:
+        """What matches `pattern`, part by part and without "**".
+
+        Not fsspec's own glob: that one leaves out in silence what it could not list.
+        """
+        wanted = pattern.split("/")
+        below = [name.removeprefix(self.path).strip("/").split("/") for name in self._find()]
+        found = {tuple(parts[: len(wanted)]) for parts in below if len(parts) >= len(wanted)}
+        matching = [parts for parts in sorted(found) if all(map(fnmatchcase, parts, wanted))]
+        return iter([self.joinpath(*parts) for parts in matching])
+
+    def _find(self) -> list[str]:
+        return self._try(lambda: self.fs.find(self.path))
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """What lies directly in this folder: name -> what the store says of it. {} where there is no such folder."""
+        try:
+            entries = self._try(lambda: self.fs.ls(self.path, detail=True))
+        except FileNotFoundError:
+            return {}
+        return {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in entries}
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder comes with its first file. (s3fs would make the bucket, if it could not be reached.)"""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self._try(lambda: self.fs.rm_file(self.path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_tree(self) -> None:
+        self._try(self._remove_once)
+
+    def _remove_once(self) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
+        if left := self.fs.find(self.path):  # S3 says only in its answer's body which of many it could not remove
+            raise OSError(errno.EIO, f"{len(left)} files below it could not be removed")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return path, (str(self),)  # another process sets its store up as this one did
+
+
+AnyPath = Path | RemotePath
+
+
+def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
+    """A URL -> RemotePath, anything else -> pathlib.Path. Raises StorageError where the URL cannot be used."""
+    if isinstance(place, RemotePath):
+        return place
+    text = os.fspath(place)
+    protocol, is_url, rest = text.partition("://")
+    if not is_url:
+        return Path(text)
+    if protocol == "file":
+        return Path(rest)
+    _check_installed(protocol, text)
+    if protocol in OBJECT_STORES and not rest.partition("/")[0]:
+        raise StorageError(f"{text}: no bucket in it, expected {protocol}://BUCKET/NAME")
+    # What another process has written must be seen, so that no listing is kept.
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol in OBJECT_STORES else {}
+    try:
+        remote = RemotePath(text, **options)
+        store = remote.fs  # made once and shared by all paths below: fsspec would make one for each thread
+    except Exception as error:  # each store's own: a missing part of the address, a library, a host that is not there
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StorageError(f"{text}: {protocol}:// cannot be used ({reason})") from None
+    if protocol in ("s3", "s3a"):
+        # botocore tries each request again (AWS_MAX_ATTEMPTS), and `retried` each operation. s3fs's own attempts in
+        # between would only multiply the two: half an hour until a store that cannot be reached is given up.
+        store.retries = 1
+    return remote
+
+
+def _check_installed(protocol: str, url: str) -> None:
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        needed = f"pip install -e '.[{extra}]'" if extra else str(error)
+        raise StorageError(f"{url}: the package for {protocol}:// is not installed: {needed}") from None
+    except ValueError:
+        raise StorageError(f"{url}: {protocol}:// is not known: expected s3://, gs:// or another of fsspec's") from None
+
+
+def retried(url: str, call: Callable[[], T]) -> T:
+    """What `call` returns; called again, after a pause, while the store at `url` fails in passing."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except OUR_FAULTS:
+            raise
+        except Exception as error:  # of a dozen kinds, from the network's to the store's
+            _raise_if_final(url, error)
+            if attempt == ATTEMPTS:
+                raise StorageError(
+                    f"{url}: the store failed {ATTEMPTS} times ({_reason(error)}): the same command goes on from here"
+                ) from None
+        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+    raise AssertionError("unreachable")
+
+
+def _raise_if_final(url: str, error: Exception) -> None:
+    """Raises what another attempt would not help against."""
+    status, code = _status(error)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if code == "NoSuchBucket":
+        raise StorageError(f"{url}: no such bucket: make it, or correct the address") from None
+    if isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error  # this machine's disk
+    if kinds & NO_CREDENTIALS:
+        raise StorageError(
+            f"{url}: no credentials ({_reason(error)}): see docs/storage.md for how to give them"
+        ) from None
+    if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):  # gcsfs's
+        raise StorageError(f"{url}: not allowed ({_reason(error)}): check the credentials and their rights") from None
+    refused = 300 <= status < 500 and status not in PASSING_STATUS and code not in PASSING_CODES
+    if refused or kinds & WRONG_REQUESTS:
+        raise StorageError(f"{url}: the store refuses ({_reason(error)})") from None
+
+
+def _status(error: Exception) -> tuple[int, str]:
+    """The answer's HTTP status and error code, 0 and '' where there was no answer."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):  # botocore's, which s3fs's errors have as their cause
+            answer, details = response.get("ResponseMetadata", {}), response.get("Error", {})
+            return int(answer.get("HTTPStatusCode", 0)), str(details.get("Code", ""))
+    # Not of the cause: a body that was cut short has one of aiohttp's own making, with the code 400.
+    values = [str(getattr(error, name, None)) for name in ("status", "status_code", "code")]  # aiohttp, azure, gcsfs
+    return next((int(value) for value in values if value.isdecimal()), 0), ""
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def join(folder: AnyPath, place: str) -> AnyPath:
+    """`place` as seen from `folder`; it may be a URL or an absolute path itself."""
+    return path(place) if "://" in place else folder / place
+
+
+def sizes(folder: AnyPath) -> dict[str, int]:
+    """The bytes of each file in `folder`, by name; in a store by one listing. {} where there is no such folder."""
+    if not isinstance(folder, Path):
+        return {name: entry["size"] for name, entry in folder.listing().items() if entry["type"] == "file"}
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def versions(folder: RemotePath) -> dict[str, str]:
+    """For each file in `folder`, by name, a string that changes with its content."""
+    files = {name: entry for name, entry in folder.listing().items() if entry["type"] == "file"}
+    return {name: entry.get("ETag") or entry.get("etag") or tokenize(entry) for name, entry in files.items()}
+
+
+def remove_tree(folder: AnyPath) -> None:
+    if isinstance(folder, Path):
+        shutil.rmtree(folder)
+    else:
+        folder.remove_tree()
