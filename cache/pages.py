@@ -3,57 +3,79 @@
 pyarrow goes by the page headers: a footer that says 3 values does not keep it from decoding the 200 million of a page of
 60 bytes (run-length coding), nor a small size in the footer from decompressing what a page claims. It has no limit to set
 on memory either. So the headers, which stand uncompressed before each page, are read here first and must agree with the
-footer. The format: parquet.thrift (PageHeader) in Thrift's compact protocol.
+footer. The footer is read here, too: pyarrow ends the process at some damaged ones when it is asked for a column's
+metadata, though not when it reads the column. The structures' fields: parquet.thrift.
 """
 
 import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import pyarrow.parquet as pq
-
 from cache.records import VALUE_BYTES
+from cache.thrift import Compact
 
+MAGIC = b"PAR1"
+FOOTER_BYTES = 1 << 23  # a shard of as many records as may be has a footer of 6 MB
 HEADER_BYTES = 1 << 16  # pyarrow keeps a column's least and greatest value in it, where they are short
 PAGE_BYTES = 1024  # what a page takes besides what is in it
-_TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3  # field ids of PageHeader
 _DICTIONARY = 2
-_VALUES_OF = {0: 5, _DICTIONARY: 7, 3: 8}  # page type (0 data, 3 data v2) -> field id of the struct of that type ...
-_VALUES = 1  # ... in which this field counts its values
+_STRUCT_OF = {0: 5, _DICTIONARY: 7, 3: 8}  # page type (0 data, 3 data v2) -> field of PageHeader that is about it
 
 
 @dataclass
 class Cost:
-    """bytes: decompressed pages, decoded values. longest: the sum over the columns of each one's largest page."""
+    """rows: of the file. bytes: of decompressed pages and decoded values. longest: the columns' largest pages, summed."""
 
+    rows: int
     bytes: int
     longest: int
 
 
-def decoding_cost(file: BinaryIO, metadata: pq.FileMetaData, columns: set[str]) -> Cost:
+def decoding_cost(file: BinaryIO, columns: set[str]) -> Cost:
     """Of the named `columns`. Raises ValueError where headers and footer contradict each other or the file's size."""
     end = file.seek(0, os.SEEK_END)
+    footer = _footer(file, end)
+    groups = [_number(group, 3) for group in _field(footer, 4, list)]
+    if (rows := _number(footer, 3)) != sum(groups):
+        raise ValueError(f"a footer that says {rows} rows, with row groups of {sum(groups)}")
     total, largest = 0, dict.fromkeys(columns, 0)
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            chunk = row_group.column(number)
-            column = chunk.path_in_schema.partition(".")[0]
+    for group in _field(footer, 4, list):
+        for chunk in _field(group, 1, list):
+            metadata = _field(chunk, 3, dict)
+            column = _top_level(_field(metadata, 3, list))
             if column in columns:
-                sizes = _page_sizes(file, chunk, end)
-                total += sum(sizes) + VALUE_BYTES * chunk.num_values
+                sizes = _page_sizes(file, column, metadata, end)
+                total += sum(sizes) + VALUE_BYTES * _number(metadata, 5)
                 largest[column] = max(largest[column], *sizes, 0)
-    return Cost(total, sum(largest.values()))
+            if 1 in chunk:
+                raise ValueError(f"column {column} in another file")
+    return Cost(rows, total, sum(largest.values()))
 
 
-def _page_sizes(file: BinaryIO, chunk: pq.ColumnChunkMetaData, file_end: int) -> list[int]:
+def _top_level(path: list[Any]) -> str:
+    """A name may hold dots: what it is taken for then is a column of that name, too, and counts with it."""
+    if not path or not all(isinstance(part, bytes) for part in path):
+        raise ValueError(f"a column called {path}")
+    return path[0].decode().partition(".")[0]
+
+
+def _footer(file: BinaryIO, end: int) -> dict[int, Any]:
+    file.seek(max(0, end - 8))
+    size, magic = int.from_bytes(file.read(4), "little"), file.read(4)
+    if magic != MAGIC or not size <= min(end - 8, FOOTER_BYTES):
+        raise ValueError(f"no footer of at most {FOOTER_BYTES} bytes")
+    file.seek(end - 8 - size)
+    return Compact(file.read(size)).struct()
+
+
+def _page_sizes(file: BinaryIO, column: str, metadata: dict[int, Any], file_end: int) -> list[int]:
     """What each page of a column chunk takes, decompressed."""
-    at = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < at:
-        at = chunk.dictionary_page_offset
-    end = at + chunk.total_compressed_size
-    if chunk.file_path or not 0 <= at <= end <= file_end:
-        raise ValueError(f"column {chunk.path_in_schema} lies at bytes {at}-{end} of {chunk.file_path or file_end}")
+    at, dictionary = _number(metadata, 9), metadata.get(11, 0)
+    if isinstance(dictionary, int) and 0 < dictionary < at:
+        at = dictionary
+    end = at + _number(metadata, 7)
+    if not 0 <= at <= end <= file_end:
+        raise ValueError(f"column {column} lies at bytes {at}-{end} of {file_end}")
     sizes, values = [], 0
     while at < end:
         page, length = _page(file, at, end)
@@ -61,8 +83,8 @@ def _page_sizes(file: BinaryIO, chunk: pq.ColumnChunkMetaData, file_end: int) ->
         values += 0 if page.is_dictionary else page.values
         entries = page.values if page.is_dictionary else 0
         sizes.append(PAGE_BYTES + max(page.compressed, page.uncompressed) + VALUE_BYTES * entries)
-    if at != end or values != chunk.num_values:
-        raise ValueError(f"column {chunk.path_in_schema}: pages of {values} values, its footer says {chunk.num_values}")
+    if at != end or values != _number(metadata, 5):
+        raise ValueError(f"column {column}: pages of {values} values, its footer says {metadata[5]}")
     return sizes
 
 
@@ -77,70 +99,26 @@ class _Page:
 def _page(file: BinaryIO, at: int, end: int) -> tuple[_Page, int]:
     """The page at `at`, and how long its header is."""
     file.seek(at)
-    reader = _Compact(file.read(min(HEADER_BYTES, end - at)))
+    reader = Compact(file.read(min(HEADER_BYTES, end - at)))
     header = reader.struct()
-    kind = _number(header, _TYPE)
-    counts = header.get(_VALUES_OF.get(kind, 0))
-    if not isinstance(counts, dict):
-        raise ValueError(f"the page at byte {at} is of a kind that is not known here")
-    sizes = _number(header, _COMPRESSED), _number(header, _UNCOMPRESSED)
-    return _Page(*sizes, _number(counts, _VALUES), kind == _DICTIONARY), reader.at
+    kind = _number(header, 1)
+    if kind not in _STRUCT_OF:
+        raise ValueError(f"the page at byte {at} is of type {kind}")
+    values = _number(_field(header, _STRUCT_OF[kind], dict), 1)
+    return _Page(_number(header, 3), _number(header, 2), values, kind == _DICTIONARY), reader.at
 
 
-def _number(fields: dict[int, Any], field: int) -> int:
-    number = fields.get(field)
-    if type(number) is not int or not 0 <= number < 1 << 31:
-        raise ValueError(f"a page header with {str(number)[:40]} in field {field}")
-    return number
+def _field(fields: Any, field: int, kind: type) -> Any:
+    """A list or struct of a struct."""
+    value = fields.get(field) if isinstance(fields, dict) else None
+    if type(value) is not kind:
+        raise ValueError(f"{str(value)[:40]!r} in field {field}, expected a {kind.__name__}")
+    return value
 
 
-class _Compact:
-    """A struct in Thrift's compact protocol -> field id: int, bytes, bool or struct. Raises ValueError on anything else."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def struct(self, depth: int = 0) -> dict[int, Any]:
-        fields: dict[int, Any] = {}
-        field = 0
-        while head := self.byte():
-            field = field + (head >> 4) if head >> 4 else self.zigzag()
-            if field in fields or depth > 4:
-                raise ValueError("a page header that contradicts itself")
-            fields[field] = self.value(head & 15, depth)
-        return fields
-
-    def value(self, kind: int, depth: int) -> Any:
-        if kind in (1, 2):
-            return kind == 1
-        if kind == 3:
-            return self.byte()
-        if kind in (4, 5, 6):
-            return self.zigzag()
-        if kind == 8:
-            return self.take(self.varint())
-        if kind == 12:
-            return self.struct(depth + 1)
-        raise ValueError(f"a page header with a field of Thrift type {kind}")
-
-    def zigzag(self) -> int:
-        number = self.varint()
-        return number >> 1 ^ -(number & 1)
-
-    def varint(self) -> int:
-        number = shift = 0
-        while (byte := self.byte()) & 128:
-            number |= (byte & 127) << shift
-            shift += 7
-            if shift > 63:
-                raise ValueError("a page header with a number of more than 64 bits")
-        return number | byte << shift
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def take(self, length: int) -> bytes:
-        if length > len(self.data) - self.at:
-            raise ValueError("a page header that is cut or too long")
-        self.at += length
-        return self.data[self.at - length : self.at]
+def _number(fields: Any, field: int) -> int:
+    """A count, a size or an offset of a struct."""
+    value: int = _field(fields, field, int)
+    if not 0 <= value < 1 << 62:
+        raise ValueError(f"{value} in field {field}")
+    return value

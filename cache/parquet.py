@@ -1,6 +1,5 @@
 """Shards as Parquet: zstd, plain typed columns, page checksums."""
 
-import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -9,12 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache.errors import PipelineError
-from cache.pages import decoding_cost
+from cache.pages import Cost, decoding_cost
 from cache.records import READ_BYTES, READ_RECORDS, array_dtype, check_record
 
 SUFFIX = ".parquet"
 ROWS_PER_GROUP = 1024
-FOOTER_BYTES = 1 << 24
 _SCALARS = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bytes": pa.binary()}
 
 
@@ -57,14 +55,17 @@ def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
     than any shard does.
     """
     try:
-        _check_footer_size(file)
+        cost = decoding_cost(file, set(fields))
+        batch_rows = _batch_rows(cost)
         # Without page_checksum_verification a flipped byte is read in silence.
         shard = pq.ParquetFile(file, page_checksum_verification=True)
         found = [field for field in shard.schema_arrow if field.name in fields]
         if pa.schema(sorted(found, key=lambda field: list(fields).index(field.name))) != arrow_schema(fields):
             names = shard.schema_arrow.names
             raise PipelineError(f"{where}: columns {names}, expected {list(fields)}: not a shard of this kind")
-        rows = list(_rows(shard, fields, _batch_rows(file, shard.metadata, fields)))
+        rows = list(_rows(shard, fields, batch_rows))
+        if len(rows) != cost.rows:  # batches end with the shortest column
+            raise ValueError(f"columns of {len(rows)} rows, expected {cost.rows}")
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         if isinstance(error, PipelineError):
             raise
@@ -73,26 +74,17 @@ def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
     return [check_record(row, fields, where) for row in rows]
 
 
-def _check_footer_size(file: BinaryIO) -> None:
-    """It is parsed as a whole before anything can be asked about it."""
-    file.seek(-min(8, file.seek(0, os.SEEK_END)), os.SEEK_END)
-    if (size := int.from_bytes(file.read(4), "little")) > FOOTER_BYTES:
-        raise ValueError(f"a footer of {size} bytes, expected at most {FOOTER_BYTES}")
-
-
-def _batch_rows(file: BinaryIO, metadata: pq.FileMetaData, fields: dict[str, str]) -> int:
+def _batch_rows(cost: Cost) -> int:
     """How many rows to decode at once. Raises ValueError where the whole would take too much memory.
 
     A page's size says nothing of strings, of which a dictionary holds one that all rows refer to: so there are so few
-    rows in a batch that it stays within bounds even if each row has the longest.
+    rows in a batch that it stays within bounds even if each row has the longest, and Python takes four bytes for each.
     """
-    groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    cost = decoding_cost(file, metadata, set(fields))
-    if max(groups, metadata.num_rows) > READ_RECORDS or cost.bytes > READ_BYTES:
+    if cost.rows > READ_RECORDS or cost.bytes > READ_BYTES:
         raise ValueError(
-            f"{groups} rows, for which {cost.bytes} bytes are needed; expected at most {READ_RECORDS} and {READ_BYTES}"
+            f"{cost.rows} rows, for which {cost.bytes} bytes are needed; expected at most {READ_RECORDS} and {READ_BYTES}"
         )
-    return max(1, min(ROWS_PER_GROUP, READ_BYTES // (cost.longest + 1)))
+    return max(1, min(ROWS_PER_GROUP, READ_BYTES // (4 * cost.longest + 1)))
 
 
 def _rows(shard: pq.ParquetFile, fields: dict[str, str], batch_rows: int) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
 from pipeline.cli_cache import cache_group
-from pipeline.options import examples, one_line, restart_option
+from pipeline.options import examples, printable, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 METHODS = ("clsr", "clsr-kd", "full")
@@ -272,7 +272,7 @@ def main() -> None:
 
 
 def _end(message: str, status: int) -> None:
-    print(f"pipeline: {one_line(message)}", file=sys.stderr)
+    print(f"pipeline: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -11,6 +11,6 @@ def examples(text: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.strip().splitlines())
 
 
-def one_line(text: str) -> str:
-    """For a terminal, which a name or an id from elsewhere must not command."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))
+def printable(text: str) -> str:
+    """On one line, and for a terminal, which an id or a name from elsewhere must not command."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

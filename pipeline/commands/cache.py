@@ -11,7 +11,7 @@ from cache.facts import facts
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
-from pipeline.options import one_line
+from pipeline.options import printable
 from pipeline.progress import ProgressReport
 from stages.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -41,9 +41,9 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
         print(json.dumps(found, ensure_ascii=False, indent=2))
         return
     for each in found:
-        print(one_line(each["folder"]))
+        print(printable(each["folder"]))
         for name, text in _lines(each):
-            print(f"  {name:<20} {one_line(text)}")
+            print(f"  {name:<20} {printable(text)}")
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -91,12 +91,12 @@ def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
         before = found
         with ProgressReport(f"cache verify {folder}", "records") as progress:
             for fault in faults(folder, source, _audio_faults, progress):
-                print(one_line(fault), flush=True)
+                print(printable(fault), flush=True)
                 found += 1
         broken += found > before
         if found == before:
             reader = open_shards(folder)
-            print(f"{one_line(str(folder))}: {len(reader.shards)} shards, {sum(reader.rows)} records: whole")
+            print(f"{printable(str(folder))}: {len(reader.shards)} shards, {sum(reader.rows)} records: whole")
     if found:
         raise PipelineError(
             f"faults: {found}, in {broken} of {len(folders)} folders: make them again, or copy them again"
@@ -132,7 +132,7 @@ def diff(first: AnyPath, second: AnyPath, as_json: bool) -> bool:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         for line in _differences(found):
-            print(one_line(line))
+            print(printable(line))
     return found["equal"]
 
 

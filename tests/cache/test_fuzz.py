@@ -3,6 +3,7 @@
 The examples are the same at every run (derandomize), so that a failure is a change of the code.
 """
 
+import contextlib
 import copy
 import io
 import json
@@ -19,8 +20,11 @@ from hypothesis import strategies as st
 from cache import parquet, webdataset
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
+from cache.facts import facts
 from cache.records import FIELDS, check_record
 from cache.shards import FORMATS, ShardReader, open_shards
+from cache.verify import faults
+from pipeline.commands.cache import _lines
 
 FUZZ = settings(
     max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -176,6 +180,13 @@ def test_harmed_manifests(kind, format, folders):
     @given(PLACE, st.sampled_from(["remove", "repeat", "turn", "nudge", "put", "put"]), ODD)
     def check(place, how, odd):
         path.write_text(json.dumps(changed(json.loads(whole), place, how, odd)))
+        # whatever it says, all of it is named, and what cannot be summed up is refused
+        lines = list(faults(folder))
+        assert lines or json.dumps(json.loads(path.read_text())) == json.dumps(json.loads(whole))
+        with contextlib.suppress(PipelineError):
+            found = facts(open_shards(folder))
+            assert json.dumps(found)
+            assert list(_lines(found))
         try:
             reader = open_shards(folder)
             found = [row for index in range(len(reader.shards)) for row in reader.read(index)]

@@ -140,7 +140,7 @@ def test_memory_is_bounded_whatever_a_parquet_file_claims(tmp_path):
     assert f"decode to more than {LIMIT} bytes" in found["strings"]
     assert max(grown[name] for name in ("honest", "lying", "over")) < 1 << 24  # never decoded
     assert LIMIT // 2 < grown["under"] < 2 * LIMIT  # what was foreseen is needed, and enough
-    assert grown["strings"] + grown["same-strings"] < 2 * LIMIT  # of 52 GB and 262 MB
+    assert grown["strings"] + grown["same-strings"] < LIMIT  # of 52 GB and 262 MB
 
 
 def test_a_page_header_decides_not_the_footer():
@@ -158,10 +158,39 @@ def edited(data: bytes, old: bytes, new: bytes) -> bytes:
     return data.replace(old, new)
 
 
+FLIPPED = """
+    # Reads a shard with one bit of each byte of its footer flipped.
+    import io, sys
+    from pathlib import Path
+    from cache import parquet
+    from cache.errors import PipelineError
+    from cache.records import TEACHER_FIELDS
+
+    data = Path(sys.argv[1]).read_bytes()
+    refused = 0
+    for offset in range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data)):
+        harmed = data[:offset] + bytes([data[offset] ^ 1 << offset % 8]) + data[offset + 1 :]
+        try:
+            assert len(parquet.read(io.BytesIO(harmed), TEACHER_FIELDS, "shard")) == 2
+        except PipelineError:
+            refused += 1
+    print(refused)
+"""
+
+
+def test_a_damaged_footer_does_not_end_the_process(tmp_path):
+    """pyarrow 26 aborts at 8 of these when it is asked for a column's metadata: no exception could be caught."""
+    folder = make_teacher(tmp_path / "teacher", make_utterances(tmp_path / "utterances", rows=[2]))
+    command = [sys.executable, "-c", textwrap.dedent(FLIPPED), str(folder / "shard-00000.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
+
+
 def test_an_oversized_footer_is_not_parsed():
     data = lists_of_zeros(10)
     claim = edited(data, data[-8:-4], struct.pack("<I", 1 << 30))
-    assert "a footer of 1073741824 bytes, expected at most" in refusal(parquet, claim)
+    assert "no footer of at most" in refusal(parquet, claim)
 
 
 def test_a_page_that_claims_to_be_larger_than_it_is(monkeypatch):
