@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ from stages.whisper.models import load_whisper
 ROOT = Path(__file__).parents[1]
 ROWS = 24
 SHARDS = 10
+# its own token: nobody else can use these clusters, and Ray writes none into the home folder
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 SETTINGS = TeacherCacheSettings(top_k=8, batch_size=2, dtype="fp32")
 
 
@@ -58,7 +61,8 @@ class Machines:
 def machines() -> Iterator[Machines]:
     folder = tempfile.mkdtemp(prefix="ray-")  # not tmp_path: the names of sockets must be short
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in OWN.items():
+            patch.setenv(name, value)
         machines = Machines(folder)
         patch.setenv("RAY_ADDRESS", machines.cluster.address)
         yield machines
@@ -282,7 +286,7 @@ def test_interrupted_on_the_command_line_it_leaves_no_process_and_goes_on(tiny_w
     ]
     options = [part for each in [*sets, "cluster.cpus_per_worker=1"] for part in ("--set", each)]
     command = [sys.executable, "-m", "pipeline", *options, "teacher-cache", "--lang", "cs"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **OWN, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(
         [*command, "--engine", "ray"],

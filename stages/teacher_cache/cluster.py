@@ -110,7 +110,8 @@ def _connect(ray: Any, address: str) -> None:
             ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
-            f"Ray at '{address}' cannot be reached ({short(error)}): is `ray start` done there?"
+            f"Ray at '{address}' cannot be reached ({short(error)}): is `ray start` done there, and where it has a token, "
+            "is that here, and RAY_AUTH_MODE=token?"
         ) from None
 
 
