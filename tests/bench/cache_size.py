@@ -30,7 +30,7 @@ from stages.whisper.targets import decoder_inputs, prompt_ids, target_positions
 
 LANGUAGE = "cs"
 DEFAULT = TeacherCacheSettings()
-CHOICES = [dict(bits=7), dict(bits=8), dict(bits=6), dict(top_p=1.0), dict(top_k=32), dict(min_k=1), dict(top_p=0.9)]
+CHOICES = [dict(bits=7), dict(bits=8), dict(bits=7, top_p=1.0), dict(bits=7, top_k=32)]
 
 
 def main() -> None:
