@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real test-cluster lint clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-dev
 
 test-real: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m real
+
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/test_cluster.py -m "cluster or not cluster"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -121,7 +121,8 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 @cli.command(
     "teacher-cache",
     epilog=examples(
-        "pipeline teacher-cache --lang ca\npipeline teacher-cache --lang gl --teacher openai/whisper-large-v2"
+        "pipeline teacher-cache --lang ca\npipeline teacher-cache --lang gl --teacher openai/whisper-large-v2\n"
+        "pipeline teacher-cache --lang gl --engine ray --workers 8"
     ),
 )
 @lang_option
@@ -136,6 +137,9 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 @click.option("--batch-size", type=int)
 @click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
 @click.option("--device", help="auto, cpu or cuda.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="This process, or the workers of a Ray cluster.")
+@click.option("--workers", type=int, help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.")
+@click.option("--ray-address", help="Default: RAY_ADDRESS, or a Ray cluster started here for this run.")
 @restart_option
 @click.pass_context
 def teacher_cache_command(
@@ -148,6 +152,9 @@ def teacher_cache_command(
     batch_size: int | None,
     format_: str | None,
     device: str | None,
+    engine: str | None,
+    workers: int | None,
+    ray_address: str | None,
     restart: bool,
 ) -> None:
     """Runs the teacher once over the training split and keeps its top-k distributions."""
@@ -156,7 +163,11 @@ def teacher_cache_command(
     changes = {"teacher": {"model": teacher}} if teacher else {}
     given = {"targets": targets, "top_k": top_k, "top_p": top_p, "batch_size": batch_size, "format": format_}
     flags = {f"teacher_cache__{name}": value for name, value in given.items()}
-    teacher_cache(_params(ctx, device=device, **changes, **flags), languages, restart)
+    cluster = {"cluster__engine": engine, "cluster__workers": workers, "cluster__address": ray_address}
+    params = _params(ctx, device=device, **changes, **flags, **cluster)
+    if params.cluster.engine != "ray" and (workers or ray_address):
+        raise click.UsageError("--workers and --ray-address need --engine ray")
+    teacher_cache(params, languages, restart)
 
 
 @cli.command("train-student", epilog=examples("pipeline train-student --lang cs --method clsr-kd"))

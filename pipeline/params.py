@@ -10,7 +10,7 @@ from ruamel.yaml.error import YAMLError
 from cache.errors import PipelineError
 from stages.evaluate.settings import EvaluateSettings
 from stages.prepare.settings import CorpusSettings, PathOrUrl, PrepareSettings
-from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
 from stages.train_student.settings import TrainSettings
 
 
@@ -54,6 +54,7 @@ class Params(_Settings):
     methods: Methods = Methods()
     prepare: PrepareSettings = PrepareSettings()
     teacher_cache: TeacherCacheSettings = TeacherCacheSettings()
+    cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     paths: Paths = Paths()

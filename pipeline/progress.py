@@ -44,7 +44,10 @@ class ProgressReport:
 
     def __call__(self, done: int, total: int, note: str) -> None:
         if self.first is None:
-            self.first = done  # what a resumed run found done does not count towards its speed
+            self.first = (
+                done  # what a resumed run found done does not count towards its speed, nor does loading a model
+            )
+            self.started = time.monotonic()
         elapsed = time.monotonic() - self.started
         speed = (done - self.first) / elapsed if elapsed > 0 else 0.0
         note = f"{speed:.1f} {self.unit}/s{', ' + note if note else ''}"

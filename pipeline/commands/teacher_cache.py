@@ -5,22 +5,45 @@ from typing import Any
 from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
-from stages.teacher_cache.run import LEFT_OUT, cache_teacher
+from stages.teacher_cache.cluster import cache_teacher_on_ray
+from stages.teacher_cache.run import LEFT_OUT, Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
+from stages.teacher_cache.worker import Task
+from stages.whisper.models import find_model
 
 
 def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
-    device = chosen_device(params)
+    cache = on_ray if params.cluster.engine == "ray" else here
     for language in chosen(params, languages):
         utterances = params.paths.utterances / language / "train"
         out = params.paths.teacher / language / "train"
-        teacher = load(teacher_source(params, language), params.audio_window_s)
-        student = load_vocabulary(params.student)
+        task = Task(
+            teacher_source(params, language),
+            params.student,
+            params.audio_window_s,
+            language,
+            params.teacher_cache,
+            utterances,
+            out,
+        )
         with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
-            manifest = cache_teacher(
-                teacher, utterances, out, language, params.teacher_cache, device, restart, progress.audio, student
-            )
+            manifest = cache(task, params, restart, progress.audio)
         say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
+
+
+def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+    device = chosen_device(params)
+    teacher = load(task.teacher, task.audio_window_s)
+    student = load_vocabulary(task.student)
+    return cache_teacher(
+        teacher, task.utterances, task.out, task.language, task.settings, device, restart, progress, student
+    )
+
+
+def on_ray(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+    """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
+    say(find_model(task.teacher)[1])
+    return cache_teacher_on_ray(task, params.cluster, params.device, restart, progress, say)
 
 
 def summary(manifest: dict[str, Any]) -> str:

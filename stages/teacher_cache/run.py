@@ -8,7 +8,7 @@ import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.npy import npy_bytes
-from cache.shards import ShardReader, ShardWriter
+from cache.shards import ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import Job, ScoredShard, ShardScorer
@@ -41,15 +41,13 @@ def cache_teacher(
     job = Job(teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device))
     writer = ShardWriter(out, "teacher", job.facts(source), settings.format, restart)
     if writer.complete:
-        _remove_parts(out)
-        return ShardReader(out, "teacher").manifest
+        return completed(writer)
     teacher.model.to(device)
     done = Done(progress, source, writer)
     waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
     shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
     for shard in ShardScorer(job).run(shards, done.add):
-        write_part(out, shard)
-        writer.write(shard.index, shard.records, **shard_facts(shard, source))
+        writer.record(write_scored(out, settings.format, shard, source))
     return finish(writer)
 
 
@@ -69,6 +67,12 @@ class Done:
         self.progress(self.utterances, self.total, self.seconds)
 
 
+def write_scored(folder: AnyPath, format: str, shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
+    """Writes a shard and its share of the tail, and returns its entry for the manifest."""
+    write_part(folder, shard)
+    return write_shard(folder, "teacher", format, shard.index, shard.records, **shard_facts(shard, source))
+
+
 def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
     """What the manifest says of a shard beside its rows, size and hash."""
     heard = [record for record in shard.records if record["word_errors"] is not None]
@@ -85,6 +89,12 @@ def write_part(folder: AnyPath, shard: ScoredShard) -> None:
     """Before its shard is recorded: a shard that is there has its part."""
     with atomic_path(folder / PART.format(shard.index)) as temporary, open(temporary, "wb") as file:
         np.save(file, shard.tail_V)
+
+
+def completed(writer: ShardWriter) -> dict[str, Any]:
+    """The manifest of a folder that was finished before."""
+    _remove_parts(writer.folder)
+    return ShardReader(writer.folder, "teacher").manifest
 
 
 def finish(writer: ShardWriter) -> dict[str, Any]:

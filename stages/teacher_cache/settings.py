@@ -1,4 +1,4 @@
-"""What a teacher cache depends on."""
+"""What a teacher cache depends on, and where it is made, on which it does not depend."""
 
 from typing import Literal
 
@@ -31,3 +31,16 @@ class TeacherCacheSettings(BaseModel):
     def hears(self) -> bool:
         """Whether the teacher transcribes."""
         return self.targets == "pseudo" or self.transcribe
+
+
+class ClusterSettings(BaseModel):
+    """Not among a cache's facts: the same shards come from any number of workers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["local", "ray"] = Field("local", description="this process, or workers of a Ray cluster")
+    workers: int | None = Field(None, ge=1, description="null: one for each GPU, or as many as the CPUs allow")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="null: a GPU's share of its machine's cores, or the machine's, and at most 8"
+    )
+    address: str | None = Field(None, description="null: RAY_ADDRESS, or a cluster started here for this run")

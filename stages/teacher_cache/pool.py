@@ -1,0 +1,192 @@
+"""The workers of a Ray cluster, and which shards they have."""
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import PipelineError
+from cache.settings import differences
+from cache.shards import ShardReader
+from stages.teacher_cache.shard import Tell
+from stages.teacher_cache.worker import Task, Worker
+
+DEATHS = 3  # of the workers that had it, after which a shard ends the run
+POLL_S = 2.0
+WAIT_SAID_S = 60.0  # between the lines that say that no worker is ready
+CHECKOUT = Path(__file__).parents[2]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    workers: int
+    cpus: int  # of each
+    gpus: int  # of each: 0 or 1
+
+
+class Pool:
+    """At the end of its context all workers are stopped."""
+
+    def __init__(self, ray: Any, task: Task, plan: Plan, device: str, say: Say):
+        self.ray, self.plan, self.say = ray, plan, say
+        options = {
+            "num_cpus": plan.cpus,
+            "num_gpus": plan.gpus,
+            "max_concurrency": 3,  # two shards, and a question how far they are
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": _environment(plan.cpus)},
+        }
+        device = "cuda" if device == "auto" and plan.gpus else "cpu" if device == "auto" else device
+        models = _absolute(task.teacher), _absolute(task.student)
+        self._start = lambda: ray.remote(Worker).options(**options).remote(task.absolute(), *models, device, plan.cpus)
+        self.workers: list[Any] = []  # all that are not known to be dead
+        self.ready: list[Any] = []  # those that have loaded the teacher
+        self.calls: dict[Any, tuple[Any, int | None]] = {}  # -> worker and shard; None: it loads the teacher
+        self.waiting: deque[int] = deque()
+        self.deaths: Counter[int | None] = Counter()
+        self.told: dict[int, tuple[int, float]] = {}
+        self.polled = time.monotonic()
+
+    def __enter__(self) -> "Pool":
+        for _ in range(self.plan.workers):
+            self._add()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            self.ray.kill(worker)
+
+    def _add(self) -> None:
+        worker = self._start()
+        self.workers.append(worker)
+        self.calls[worker.open.remote()] = worker, None
+
+    def open(self, source: ShardReader) -> dict[str, Any]:
+        """Waits for a first worker, and returns what the cache depends on."""
+        said = time.monotonic()
+        while True:
+            for worker, _, facts in self._results():
+                self.facts = {**facts, "utterances": source.fingerprint()}
+                self._admit(worker, facts)
+                return facts
+            if time.monotonic() - said > WAIT_SAID_S:
+                said = time.monotonic()
+                self.say("Ray: no worker is ready yet: they wait for room on the cluster, or load the teacher")
+
+    def run(self, shards: list[int], tell: Tell) -> Iterator[dict[str, Any]]:
+        """The entries of the shards, as they are made."""
+        self.waiting, self.tell = deque(shards), tell
+        while self.waiting or any(index is not None for _, index in self.calls.values()):
+            self._assign()
+            for worker, index, result in self._results():
+                if index is None:
+                    self._admit(worker, result)
+                else:
+                    self._told(index, result["rows"], result["seconds"])
+                    yield result
+            self._poll()
+
+    def _assign(self) -> None:
+        """First to workers that have none; a second while there are enough for all. A shard whose worker has died is with
+        no other, so that it is clear which one a worker dies of."""
+        for held in (0, 1):
+            for worker in self.ready:
+                have = [index for other, index in self.calls.values() if other is worker]
+                if not self.waiting or len(have) != held:
+                    continue
+                suspect = any(self.deaths[index] for index in [*have, self.waiting[0]])
+                if not held or (len(self.waiting) >= len(self.ready) and not suspect):
+                    index = self.waiting.popleft()
+                    self.calls[worker.score.remote(index)] = worker, index
+
+    def _results(self) -> Iterator[tuple[Any, int | None, Any]]:
+        """Worker, shard and result of the calls that have ended; waits a little for one."""
+        errors = self.ray.exceptions
+        dead = errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.ObjectLostError
+        ready, _ = self.ray.wait(list(self.calls), timeout=POLL_S)
+        for call in ready:
+            worker, index = self.calls.pop(call)
+            try:
+                result = self.ray.get(call)
+            except dead as error:
+                self._lost(worker, index, error)
+            except errors.RayTaskError as error:
+                raise _cause(error) from None
+            except errors.RayError as error:
+                raise PipelineError(f"Ray: {short(error)}") from None
+            else:
+                yield worker, index, result
+
+    def _admit(self, worker: Any, facts: dict[str, Any]) -> None:
+        if differing := differences(facts, self.facts):
+            raise PipelineError(
+                f"the workers differ ({differing}), so that their shards would: every machine must see the same files, "
+                "and give teacher_cache.dtype where their processors differ"
+            )
+        self.ready.append(worker)
+        self.deaths[None] = 0
+
+    def _lost(self, worker: Any, index: int | None, error: Exception) -> None:
+        """Another worker is started in its place, and its shards go to whichever is free first."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+            self.ready = [other for other in self.ready if other is not worker]
+            self.ray.kill(worker)  # where it was only out of reach
+            self._add()
+        self.deaths[index] += 1
+        what = "loaded the teacher" if index is None else f"had shard {index}"
+        if self.deaths[index] == DEATHS:
+            raise PipelineError(
+                f"{DEATHS} workers died while they {what} ({short(error)}); what is done is kept: the same command goes on"
+            )
+        self.say(f"a worker died while it {what}; another one does it again")
+        if index is not None:
+            self._told(index, 0, 0.0)
+            self.waiting.appendleft(index)
+
+    def _poll(self) -> None:
+        """Asks now and then how far the shards in the making are."""
+        if time.monotonic() - self.polled < POLL_S or not self.ready:
+            return
+        asked = [worker.progress.remote() for worker in self.ready]
+        for call in self.ray.wait(asked, num_returns=len(asked), timeout=POLL_S)[0]:
+            with contextlib.suppress(self.ray.exceptions.RayError):  # its other calls tell of its death
+                for index, counts in self.ray.get(call).items():
+                    self._told(index, *counts)
+        self.polled = time.monotonic()
+
+    def _told(self, index: int, utterances: int, seconds: float) -> None:
+        before = self.told.get(index, (0, 0.0))
+        self.told[index] = utterances, seconds
+        self.tell(utterances - before[0], seconds - before[1])
+
+
+def _environment(cpus: int) -> dict[str, str]:
+    """Of the workers: their threads, and, where this runs from a checkout, the same modules."""
+    source = {"PYTHONPATH": f"{CHECKOUT}:${{PYTHONPATH}}"} if (CHECKOUT / "pyproject.toml").exists() else {}
+    return {"OMP_NUM_THREADS": str(cpus), **source}
+
+
+def _absolute(source: str) -> str:
+    """A model's folder as another working folder sees it; a hub id stays."""
+    folder = Path(source).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else source
+
+
+def _cause(error: Any) -> Exception:
+    """What a worker raised, if it is for the user; otherwise `error`, with the worker's traceback."""
+    cause = error.cause
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return PipelineError(f"on {error.ip} {cause.filename or 'file system'}: {cause.strerror}")
+    return cause if isinstance(cause, PipelineError) else error
+
+
+def short(error: Exception) -> str:
+    """Ray's errors are pages; their reason is in the last line that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if len(lines[-1]) <= 200 else lines[-1][:197] + "..."
