@@ -162,7 +162,7 @@ def _differences(found: dict[str, Any]) -> Iterator[str]:
 
 def _distances(found: dict[str, Any]) -> Iterator[str]:
     yield f"distributions, at the {found['positions']} positions with the same target:"
-    yield f"  Jensen-Shannon, nats: mean {found['js_mean']:.6f}, greatest {found['js_max']:.6f}"
-    yield f"  over the tokens that both keep: mean {found['js_mean_of_common']:.6f}"
+    yield f"  Jensen-Shannon, nats: mean {found['js_mean']:.3g}, greatest {found['js_max']:.3g}"
+    yield f"  over the tokens that both keep: mean {found['js_mean_of_common']:.3g}"
     yield f"  the same most likely token: {100 * found['same_top']:.2f} %"
-    yield f"  greatest difference of a log-probability where p > {LIKELY}: {found['log_prob_max']:.4f}"
+    yield f"  greatest difference of a log-probability where p > {LIKELY}: {found['log_prob_max']:.3g}"

@@ -111,7 +111,7 @@ def test_harmed_bytes(kind, format, folders):
     expected, others = reader.read(0), reader.read(1)
     bounds = ShardReader(folders["teacher", format], "teacher").settings
 
-    @FUZZ
+    @settings(FUZZ, max_examples=400)
     @given(st.lists(MUTATIONS, min_size=1, max_size=3))
     def check(mutations):
         data = first

@@ -23,6 +23,7 @@ from cache_makers import (
     same,
 )
 
+from cache import storage
 from cache.compare import compare
 from cache.convert import convert
 from cache.errors import PipelineError
@@ -482,6 +483,26 @@ def test_diff(pipeline, whole, tmp_path):
     assert lines[-1] == "different"
     status, out, err = pipeline("cache", "diff", "--json", one, other)
     assert (status, json.loads(out)["fields"]) == (1, {"words": 7})
+
+
+def test_in_a_store(pipeline, whole, tmp_path):
+    """A URL stands wherever a folder does, and a fault there has the URL's name."""
+    store = f"memory://tools-{tmp_path.name}"
+    for kind in ("utterances", "teacher"):
+        source = whole / f"{kind}-parquet"
+        assert pipeline("cache", "convert", source, f"{store}/{kind}", "--format", "webdataset")[0] == 0
+        assert pipeline("cache", "diff", source, f"{store}/{kind}")[0] == 0
+    folders = [f"{store}/teacher", f"{store}/utterances"]
+    status, out, err = pipeline("cache", "verify", *folders, "--utterances", f"{store}/utterances")
+    assert (status, out) == (0, "".join(f"{folder}: 3 shards, 8 records: whole\n" for folder in folders))
+    assert pipeline("cache", "convert", f"{store}/teacher", tmp_path / "back", "--format", "parquet")[0] == 0
+    assert contents(tmp_path / "back") == contents(whole / "teacher-parquet")
+    path = storage.path(f"{store}/teacher/shard-00001.tar")
+    path.unlink()
+    status, out, err = pipeline("cache", "verify", f"{store}/teacher")
+    size = (whole / "teacher-webdataset/shard-00001.tar").stat().st_size
+    assert (status, out) == (1, f"{path}: missing, expected {size} bytes\n")
+    assert "is missing" in pipeline("cache", "info", f"{store}/teacher")[2]
 
 
 def test_a_folder_without_shards(pipeline, tmp_path):
