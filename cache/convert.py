@@ -5,10 +5,9 @@ from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
-from cache.shards import ShardReader, ShardWriter, write_shard
+from cache.shards import LEFT_OUT, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 
-LEFT_OUT = "left_out.jsonl"
 _OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
 _OF_HEADER = {"format_version", "kind", "format", "fields", "settings", "shards", "rows", "sha256"}
 Progress = Callable[[int, int, str], None]

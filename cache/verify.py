@@ -15,10 +15,9 @@ from cache.distributions import bounded, check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.manifest import manifest_sha256
 from cache.records import FIELDS, content_sha256
-from cache.shards import MANIFEST, PROGRESS, TAIL, ShardReader, open_shards
+from cache.shards import LEFT_OUT, MANIFEST, PROGRESS, TAIL, ShardReader, open_shards
 from cache.storage import AnyPath
 
-LEFT_OUT = "left_out.jsonl"
 _LEFTOVER = re.compile(rf"{re.escape(files.TEMPORARY)}.*|part-\d+\.npy|{PROGRESS}")
 _SHARD = re.compile(r"shard-.*\.(parquet|tar)")
 Check = Callable[[dict], list[str]]

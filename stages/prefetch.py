@@ -30,8 +30,8 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 def map_batches(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
     """`function` of each item, in order. On a CPU several at once, each on its own cores.
 
-    Two batches on a core each are done sooner than one after the other on both, and a result does not depend on how many
-    cores shared the sums behind it. Raises what `function` raises, where its result would come.
+    A result then does not depend on how many cores shared the sums behind it (up to MOST_WORKERS cores).
+    Raises what `function` raises, where its result would come.
     """
     cores = torch.get_num_threads()
     workers = min(cores, MOST_WORKERS) if device.type == "cpu" else 1

@@ -1,10 +1,12 @@
 """A tiny Whisper with random weights and a byte-level tokenizer, and small shards of made audio: no network, no downloads."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import (
     GenerationConfig,
@@ -18,6 +20,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from cache.distributions import quantise
 from cache.shards import ShardReader, ShardWriter
+from pipeline.cli import main
 from stages.audio import SAMPLE_RATE, audio_sha256, encode_flac
 from stages.whisper.models import Whisper, tokenizer_fingerprint
 from stages.whisper.targets import prompt_ids, target_ids
@@ -194,3 +197,13 @@ def _sure_record(id: str, targets: list[int]) -> dict:
         "word_errors": None,
         "words": None,
     }
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command line in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

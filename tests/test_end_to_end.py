@@ -1,25 +1,12 @@
 """The commands one after the other on made recordings and a tiny model, as a user would run them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
-from makers import TEXTS, make_tiny_whisper
+from makers import TEXTS, make_tiny_whisper, run
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-from pipeline.cli import main
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def make_corpus(folder: Path, clips: int) -> Path:

@@ -12,12 +12,11 @@ import pytest
 import s3fs
 import soundfile
 from flaky_s3 import BUCKET, EVERY, FAULTS, FlakyApp, flaky_s3
-from makers import TEXTS, make_tiny_whisper
+from makers import TEXTS, make_tiny_whisper, run
 
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import StorageError
-from pipeline.cli import main
 from stages.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[1]
@@ -54,15 +53,6 @@ def objects(prefix: str) -> dict[str, bytes]:
 
 def local_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def make_corpus(folder: Path, clips: int) -> None:

@@ -4,10 +4,10 @@ import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
+from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, say
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
-from stages.prepare.run import LEFT_OUT
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
 

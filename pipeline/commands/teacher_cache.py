@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.teacher_cache.cluster import cache_teacher_on_ray
-from stages.teacher_cache.run import LEFT_OUT, Progress, cache_teacher
+from stages.teacher_cache.run import Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import Task
 from stages.whisper.models import find_model

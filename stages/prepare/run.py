@@ -10,7 +10,7 @@ from typing import Any
 
 from cache import files, storage
 from cache.errors import PipelineError
-from cache.shards import MANIFEST, PROGRESS, ShardReader, ShardWriter
+from cache.shards import LEFT_OUT, MANIFEST, PROGRESS, ShardReader, ShardWriter
 from cache.storage import AnyPath
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
@@ -19,7 +19,6 @@ from stages.prepare.utterances import LeftOut, as_duplicate, make_utterance
 
 PREPARE_VERSION = 1  # raised whenever the same items would give other records
 KIND = "utterances"
-LEFT_OUT = "left_out.jsonl"
 THREADS = 4  # at most: decoding, resampling and FLAC release the interpreter lock
 
 Progress = Callable[[int, int, float], None]  # items done, items in all, seconds of audio kept

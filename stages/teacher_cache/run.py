@@ -8,15 +8,13 @@ import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.npy import npy_bytes
-from cache.shards import ShardReader, ShardWriter, write_shard
+from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import Job, ScoredShard, ShardScorer
 from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
 from stages.whisper.models import Whisper, compute_dtype
 
-LEFT_OUT = "left_out.jsonl"
-TAIL = "tail.npy"
 PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
 Progress = Callable[[int, int, float], None]
 
