@@ -58,6 +58,7 @@ def train_student(
     files.write_jsonl(out / LEFT_OUT, data.left_out)
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, language, settings)
+    base = trainee.whisper
     base.model.to(device)
     round_weights(base.model, dtype)
     transcribe = Transcriber(base, language, dtype)
