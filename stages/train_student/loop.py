@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from cache import files
 from cache.errors import PipelineError
@@ -14,7 +13,8 @@ from cache.storage import AnyPath
 from stages.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.data import Batch, TrainingData
-from stages.train_student.losses import TeacherTargets, cross_entropy_sum, divergence_sum, gate_mean
+from stages.train_student.losses import gate_mean
+from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -109,21 +109,25 @@ class Run:
         with autocast, self.trainee.route(noise) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
             # padding is left behind here: only real target positions reach the projection and the losses
-            logits_NV = F.linear(hidden_BTD[batch.positions], self.trainee.whisper.model.proj_out.weight)
-        log_probs_NV = logits_NV.float().log_softmax(-1)
-        loss = cross_entropy_sum(log_probs_NV, batch.targets.to(self.device), settings.label_smoothing) / positions
-        parts = {"ce": loss.item()}
+            sums = projection_loss(
+                hidden_BTD[batch.positions],
+                self.trainee.whisper.model.proj_out.weight,
+                batch.targets.to(self.device),
+                Objective(settings.label_smoothing, 1, settings.kd_weight, settings.kd_divergence, settings.kd_tail),
+                batch.teacher and batch.teacher.to(self.device),
+                None if self.data.tail_V is None else self.data.tail_V.to(self.device),
+            )
+        loss, parts = sums.total / positions, {"ce": sums.cross_entropy / positions}
         if batch.teacher is not None:
-            teacher = TeacherTargets(*(tensor.to(self.device) for tensor in vars(batch.teacher).values()))
-            tail_V = None if self.data.tail_V is None else self.data.tail_V.to(self.device)
-            kd = divergence_sum(settings.kd_divergence, settings.kd_tail, teacher, log_probs_NV, tail_V) / positions
-            loss, parts = loss + settings.kd_weight * kd, {**parts, "kd": kd.item()}
+            parts["kd"] = sums.divergence / positions
         if routing.gates:
             mean = gate_mean(routing.gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))
             gate = (mean - settings.gate_budget).abs()
             loss = loss + share * settings.gate_weight * gate
-            parts |= {"gate": share * gate.item(), "gate_mean": share * mean.item()}
-        return loss, {"loss": loss.item(), **parts}
+            parts |= {"gate": share * gate, "gate_mean": share * mean}
+        parts = {"loss": loss, **parts}
+        # to the host all at once
+        return loss, dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
 
     def _refuse(self, what: str, step: int, batches: list[Batch]) -> None:
         names = ", ".join(name for batch in batches for name in batch.ids)
