@@ -503,7 +503,7 @@ def test_the_weights_of_the_lowest_validation_wer_are_kept(
 ):
     whisper = load_whisper(str(tiny_whisper), 1)
     planted = iter(rates)
-    monkeypatch.setattr(run_module, "_validate", lambda *_: {"wer": next(planted), "cer": 0.1})
+    monkeypatch.setattr(run_module, "validate_clips", lambda *_: {"wer": next(planted), "cer": 0.1})
     after: dict[int, dict[str, torch.Tensor]] = {}
 
     def remember(done: int, total: int, losses: dict) -> None:

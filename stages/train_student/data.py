@@ -1,6 +1,7 @@
 """Training batches from shards: filtered with nothing dropped unsaid, shuffled, resumable at any batch."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -117,11 +118,19 @@ class TrainingData:
             name = self.teacher.shards[shard]["name"]
             raise PipelineError(f"{self.teacher.folder / name}: its ids are not those of the utterance shard, in order")
 
-    def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from number `start` on; the last may be smaller."""
-        read = samples(self._load, [len(rows) for rows in self.kept], seed, epoch, start * batch_size)
-        while rows := list(islice(read, batch_size)):
-            yield self._collate(rows)
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch | None]:
+        """The epoch's batches from number `start` on; the last may be smaller.
+
+        Of several processes, each takes its share of every `world * batch_size` utterances: as many batches on each of them,
+        the last of them None where nothing is left for it.
+        """
+        together = batch_size * world
+        read = samples(self._load, [len(rows) for rows in self.kept], seed, epoch, start * together, rank, world)
+        for _ in range(start, math.ceil(len(self) / together)):
+            rows = list(islice(read, batch_size))
+            yield self._collate(rows) if rows else None
 
     def _load(self, shard: int) -> list[dict]:
         """The kept rows of a shard, with the teacher's fields where there is one."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from cache import files
@@ -11,18 +10,17 @@ from cache.errors import PipelineError
 from cache.settings import plain, superseded
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages import scoring
-from stages.audio import decode_flac
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, Run
+from stages.train_student.processes import ALONE, Processes
 from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
+from stages.train_student.validation import validate_clips, validation_clips
 from stages.whisper.decode import Transcriber
 from stages.whisper.models import Whisper, compute_dtype, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
-VALIDATION_BATCH = 16
 
 
 def train_student(
@@ -36,6 +34,7 @@ def train_student(
     device: torch.device,
     restart: bool = False,
     progress: Callable[[int, int, Losses], None] = lambda done, total, losses: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Trains on `utterances`/train, keeps the weights with the lowest WER on `utterances`/validation in `out`.
 
@@ -47,15 +46,16 @@ def train_student(
     shards = ShardReader(teacher, "teacher") if teacher is not None else None
     dtype = compute_dtype(settings.dtype, device)
     facts = _facts(base, method, language, training, validation, shards, settings, dtype)
-    if (done := _finished(out, facts, restart)) is not None:
+    if processes.count > 1:
+        facts["processes"] = processes.count
+    if (done := processes.on_main(lambda: _finished(out, facts, restart))) is not None:
         return done
     # before the folder is claimed: what is refused here must not stand in the way of the next run
     for reader in [training, validation, *([shards] if shards is not None else [])] if settings.verify else []:
         reader.check_hashes()
     data = TrainingData(training, shards, base, language, settings)
-    clips = _validation_clips(validation, base, settings.max_validation)
-    files.write_json(out / PROGRESS, {"settings": facts})
-    files.write_jsonl(out / LEFT_OUT, data.left_out)
+    clips = validation_clips(validation, base, settings.max_validation)
+    processes.on_main(lambda: _claim(out, facts, data))
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, language, settings)
     base.model.to(device)
@@ -70,13 +70,13 @@ def train_student(
 
     def validate() -> dict[str, float]:
         with trainee.route():
-            return _validate(transcribe, clips, language)
+            return validate_clips(transcribe, clips, language, processes)
 
     def save_best(position: checkpoint.Position) -> None:
         trainee.save(out, {**config, "step": position.step, "validation_wer": position.best_wer})
 
     rate = settings.learning_rate or LEARNING_RATES[method]
-    run = Run(trainee, data, settings, rate, dtype, out, validate, save_best)
+    run = Run(trainee, data, settings, rate, dtype, out, validate, save_best, processes)
     position = run.train(progress)
     if position.best_step < 0:
         raise PipelineError(f"{out}: no validation gave a word error rate, so that no weights were kept")
@@ -91,9 +91,18 @@ def train_student(
         "not_chosen": data.not_chosen,
         "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
     }
+    processes.on_main(lambda: _finish(out, result))
+    return result
+
+
+def _claim(out: AnyPath, facts: dict[str, Any], data: TrainingData) -> None:
+    files.write_json(out / PROGRESS, {"settings": facts})
+    files.write_jsonl(out / LEFT_OUT, data.left_out)
+
+
+def _finish(out: AnyPath, result: dict[str, Any]) -> None:
     files.write_json(out / RESULT, result)
     _remove_working_files(out)
-    return result
 
 
 def _facts(
@@ -140,24 +149,3 @@ def _finished(out: AnyPath, facts: dict[str, Any], restart: bool) -> dict[str, A
 def _remove_working_files(out: AnyPath) -> None:
     for name in (PROGRESS, checkpoint.NAME):
         (out / name).unlink(missing_ok=True)
-
-
-def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[tuple[np.ndarray, str]]:
-    """(clip, transcript) of the first `most` utterances that fit the window, shortest first."""
-    clips: list[tuple[np.ndarray, str]] = []
-    for shard in range(len(validation.shards)):
-        if len(clips) < most:
-            rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
-            clips += [(decode_flac(row["audio"], row["seconds"]), row["text"]) for row in rows]
-    if not clips:
-        raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
-    return sorted(clips[:most], key=lambda pair: len(pair[0]))
-
-
-def _validate(transcribe: Transcriber, clips: list[tuple[np.ndarray, str]], language: str) -> dict[str, float]:
-    rows = []
-    for start in range(0, len(clips), VALIDATION_BATCH):
-        batch = clips[start : start + VALIDATION_BATCH]
-        transcripts = transcribe([clip for clip, _ in batch])
-        rows += [scoring.score(text, got.text, language) for (_, text), got in zip(batch, transcripts, strict=True)]
-    return scoring.totals(rows)
