@@ -3,7 +3,10 @@
 import json
 import multiprocessing
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +194,22 @@ def test_two_processes_have_noise_of_their_own_and_resume_bit_for_bit(tiny_whisp
     assert all(isinstance(draws, list) for draws in resumed), resumed
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
     assert [draws[1:] for draws in resumed] == [first[-len(resumed[0]) + 1 :], second[-len(resumed[1]) + 1 :]]
+
+
+def test_accelerate_launches_the_command(tiny_whisper, utterances, tmp_path):
+    """Two processes on one machine; one of them writes and speaks."""
+    shutil.copytree(tiny_whisper, tmp_path / "tiny")
+    recipe = "{batch_size: 2, accumulate: 1, max_steps: 2, max_validation: 2}"
+    (tmp_path / "params.yaml").write_text(f"audio_window_s: 1\nstudent: tiny\ndevice: cpu\ntrain: {recipe}\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", "0", "-m", "pipeline", "train-student", "--lang", "cs", "--method", "clsr"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("2/2 steps") == done.stderr.count("best validation WER") == 1
+    result = json.loads((tmp_path / "models/cs/clsr/training.json").read_text())
+    assert result["settings"]["processes"] == 2
+    assert [row["epoch"] for row in curve(tmp_path / "models/cs/clsr")] == [0.6667, 0.6667]
 
 
 def test_another_number_of_processes_is_refused_by_name(tiny_whisper, utterances, tmp_path):

@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import get_int_from_env
 from torch import distributed, nn
 
 from cache.errors import PipelineError
 
 T = TypeVar("T")
 _END: Any = object()
+COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # as a launcher or MPI sets it
 BUCKET = 1 << 24  # numbers that are summed over the processes at once: 64 MB in float32
 
 
@@ -152,7 +154,7 @@ def join_processes(device: torch.device) -> Processes:
 
     Several processes take one accelerator each, or share the machine's cores.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if get_int_from_env(COUNTS, 1) == 1:
         return Processes(device=device)
     state = PartialState(cpu=device.type == "cpu")
     if state.device.type == "cpu":
