@@ -14,7 +14,7 @@ from pipeline.cli_cache import cache_group
 from pipeline.options import examples, printable, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
-METHODS = ("clsr", "clsr-kd", "full")
+METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
 
 
@@ -194,7 +194,7 @@ def train_student_command(
     restart: bool,
     **train: Any,
 ) -> None:
-    """Trains experts on the shards; nothing of the teacher is opened."""
+    """Trains experts, or a baseline, on the shards; nothing of the teacher is opened."""
     from pipeline.commands.train import train_student
 
     changes = {name: value for name, value in train.items() if value is not None}

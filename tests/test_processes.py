@@ -202,7 +202,18 @@ def test_accelerate_launches_the_command(tiny_whisper, utterances, tmp_path):
     recipe = "{batch_size: 2, accumulate: 1, max_steps: 2, max_validation: 2}"
     (tmp_path / "params.yaml").write_text(f"audio_window_s: 1\nstudent: tiny\ndevice: cpu\ntrain: {recipe}\n")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", "-m", "pipeline", "train-student", "--lang", "cs", "--method", "clsr"]
+    command = [
+        *launch,
+        "--main_process_port",
+        "0",
+        "-m",
+        "pipeline",
+        "train-student",
+        "--lang",
+        "cs",
+        "--method",
+        "clsr",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

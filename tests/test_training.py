@@ -31,7 +31,8 @@ from stages.whisper.models import load_whisper
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors", "full": "model.safetensors"}
+WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors"}
+WEIGHTS |= {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 
 
 def recipe(**changes) -> TrainSettings:
@@ -86,7 +87,7 @@ def stop_at(step: int):
 # Resumed
 
 
-@pytest.mark.parametrize(("method", "step"), [("clsr", 3), ("clsr-kd", 5), ("full", 4)])
+@pytest.mark.parametrize(("method", "step"), [("clsr", 3), ("clsr-kd", 5), ("full", 4), ("lora", 4)])
 def test_stopped_and_resumed_it_is_the_same_run(method, step, request, tiny_whisper, utterances, tmp_path):
     """Every file is equal, byte for byte: weights, curve, configuration, result.
 

@@ -1,9 +1,10 @@
-"""What is trained, by method: experts and gates of a frozen Whisper, or all of its weights."""
+"""What is trained, by method: experts and gates of a frozen Whisper, low-rank adapters, or all of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import WhisperFeatureExtractor
 
@@ -11,6 +12,7 @@ from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.student.clsr import Routing
 from stages.student.experts import save_experts
+from stages.student.lora import add_lora, save_lora
 from stages.student.model import Student
 from stages.train_student.settings import Method, TrainSettings
 from stages.whisper.models import Whisper
@@ -24,8 +26,13 @@ class Trainee:
     def __init__(self, whisper: Whisper, method: Method, language: str, settings: TrainSettings):
         self.whisper, self.language = whisper, language
         self.student: Student | None = None
+        self.adapter: PeftModel | None = None
         self.parameters: dict[str, nn.Parameter]
-        if method == "full":
+        if method == "lora":
+            self.adapter, self.parameters = add_lora(
+                whisper, settings.lora_rank, settings.lora_alpha, settings.lora_dropout
+            )
+        elif method == "full":
             whisper.model.requires_grad_(True)
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
@@ -47,8 +54,10 @@ class Trainee:
         return outputs.last_hidden_state
 
     def save(self, folder: AnyPath, config: dict[str, Any]) -> None:
-        """Experts alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
-        if self.student:
+        """Experts alone, an adapter alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
+        if self.adapter:
+            save_lora(self.adapter, folder, {"languages": [self.language], **config})
+        elif self.student:
             save_experts(self.student, self.language, folder, config)
         else:
             self._save_whisper(folder)
