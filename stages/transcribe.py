@@ -29,8 +29,7 @@ def transcribe(model: Loaded, path: AnyPath, language: str, device: torch.device
     some = False
     for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
         some = True
-        with model.route(language):
-            yield from (transcript.text for transcript in decode(clips))
+        yield from (transcript.text for transcript in decode(clips))
     if not some:
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
 

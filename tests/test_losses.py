@@ -326,7 +326,7 @@ def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> Run:
     for name, parameter in trainee.parameters.items():
         if "gate.outer" in name:
             torch.nn.init.normal_(parameter, std=1.0)
-    for module in base.model.modules():
+    for module in trainee.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     data = TrainingData(corpus, None, base, "cs", chosen)

@@ -17,10 +17,12 @@ from makers import make_teacher_shards, make_utterance_shards
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
 from stages.train_student.processes import Processes, join_processes
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
+from stages.train_student.trainee import Trainee
 from stages.whisper import features
 from stages.whisper.models import load_whisper
 
@@ -56,7 +58,7 @@ def together(function: Callable[[Processes], object], count: int = 2) -> list:
 
 def train(base: Path, method: str, utterances: Path, out: Path, teacher: Path | None, processes: Processes, **changes):
     progress = changes.pop("progress", lambda *_: None)
-    whisper = changes.pop("whisper", None) or load_whisper(str(base), 1)
+    whisper = load_whisper(str(base), 1)
     chosen = dict(epochs=3, batch_size=2, accumulate=2, learning_rate=3e-3, dtype="fp32", log_every=1, max_validation=3)
     settings = TrainSettings(**{**chosen, **changes})
     return train_student(
@@ -141,10 +143,11 @@ def test_two_processes_are_one_with_their_batches_together(
 
     def run(name: str, **changes) -> Callable[[Processes], tuple[dict, dict]]:
         def trained(processes: Processes) -> tuple[dict, dict]:
-            whisper = load_whisper(str(tiny_whisper), 1)
-            options = dict(gate_budget=0.2, whisper=whisper, **QUIET, **changes)
+            trainees: list[Trainee] = []
+            monkeypatch.setattr(run_module, "Trainee", lambda *given: trainees.append(Trainee(*given)) or trainees[0])
+            options = dict(gate_budget=0.2, **QUIET, **changes)
             result = train(tiny_whisper, method, utterances, tmp_path / name, shards, processes, **options)
-            return result, {name: p.detach().numpy() for name, p in whisper.model.named_parameters() if p.requires_grad}
+            return result, {name: p.detach().numpy() for name, p in trainees[0].parameters.items()}
 
         return trained
 

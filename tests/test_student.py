@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
-from stages.student.clsr import FeedForward, Gate, RoutedFeedForward, Routing
+from stages.student.clsr import FeedForward, Gate, RoutedFeedForward
 from stages.student.experts import CONFIG, WEIGHTS, load_experts, save_experts
 from stages.student.loading import load_model
-from stages.student.model import Student
+from stages.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.student.routing import Router, Routing
 from stages.whisper.models import Whisper, load_whisper
 
 FRAMES = 100  # a window of 1 s
@@ -49,11 +50,9 @@ def disturb(student: Student, language: str, scale: float = 0.3) -> None:
 
 
 def with_expert(whisper: Whisper, language: str = "cs") -> Student:
-    student = Student(whisper.model)
-    student.add_expert(language)
+    student = Student.from_whisper(whisper.model, [language])
     disturb(student, language)
-    whisper.model.eval()
-    return student
+    return student.eval()
 
 
 # The base model's output, bit for bit
@@ -61,11 +60,11 @@ def with_expert(whisper: Whisper, language: str = "cs") -> Student:
 
 def test_without_a_route_nothing_changes(whisper):
     expected = logits(whisper.model)
-    student = Student(whisper.model)
-    assert torch.equal(logits(whisper.model), expected)
+    student = Student.from_whisper(whisper.model)
+    assert torch.equal(logits(student), expected)
     student.add_expert("cs")
     disturb(student, "cs")
-    assert torch.equal(logits(whisper.model), expected)
+    assert torch.equal(logits(student), expected)
 
 
 @pytest.mark.parametrize("language", ["nl", None])
@@ -73,69 +72,69 @@ def test_a_language_without_an_expert_is_the_base(whisper, language):
     expected = logits(whisper.model)
     student = with_expert(whisper)
     with student.route(language) as routing:
-        assert torch.equal(logits(whisper.model), expected)
-    assert routing.gates == {}
+        assert torch.equal(logits(student), expected)
+    assert list(routing.gates) == LAYERS
+    assert not any(gate.any() for calls in routing.gates.values() for gate in calls)
     with student.route("cs"):
-        assert not torch.equal(logits(whisper.model), expected)
+        assert not torch.equal(logits(student), expected)
 
 
 def test_no_language_survives_its_block(whisper):
     expected = logits(whisper.model)
     student = with_expert(whisper)
     with student.route("cs"):
-        routed = logits(whisper.model)
+        routed = logits(student)
         with student.route("nl"):
-            assert torch.equal(logits(whisper.model), expected)
-        assert torch.equal(logits(whisper.model), routed)
-    assert torch.equal(logits(whisper.model), expected)
+            assert torch.equal(logits(student), expected)
+        assert torch.equal(logits(student), routed)
+    assert torch.equal(logits(student), expected)
     with pytest.raises(RuntimeError, match="stop"), student.route("cs"):
         raise RuntimeError("stop")
-    assert torch.equal(logits(whisper.model), expected)
+    assert torch.equal(logits(student), expected)
 
 
 def test_the_base_in_training_mode_is_the_base(whisper):
     """The shared path has no dropout and no noise of its own."""
     expected = logits(whisper.model.train())
     student = with_expert(whisper)
-    whisper.model.train()
+    student.train()
     with student.route("nl"):
-        assert torch.equal(logits(whisper.model), expected)
+        assert torch.equal(logits(student), expected)
 
 
 def test_a_fresh_expert_computes_what_the_base_does(whisper):
     """A copy of the shared block, and G = 0 goes to the expert."""
     expected = logits(whisper.model)
-    student = Student(whisper.model)
+    student = Student.from_whisper(whisper.model)
     student.add_expert("cs")
-    whisper.model.eval()
+    student.eval()
     with student.route("cs") as routing:
-        torch.testing.assert_close(logits(whisper.model), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(logits(student), expected, atol=1e-6, rtol=0)
     assert all(gate.all() for calls in routing.gates.values() for gate in calls)
 
 
 def test_an_expert_is_a_copy_not_the_shared_block_itself(whisper):
     expected = logits(whisper.model)
     before = {name: parameter.clone() for name, parameter in whisper.model.named_parameters()}
-    student = Student(whisper.model)
+    student = Student.from_whisper(whisper.model)
     for parameter in student.add_expert("cs"):
         parameter.data.zero_()
-    assert torch.equal(logits(whisper.model), expected)
-    after = [
-        tensor for name, tensor in whisper.model.named_parameters() if "experts" not in name and "gates" not in name
-    ]
+    assert torch.equal(logits(student), expected)
+    after = [tensor for name, tensor in student.named_parameters() if "experts" not in name and "gates" not in name]
     assert all(torch.equal(old, new) for old, new in zip(before.values(), after, strict=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in whisper.model.named_parameters())
 
 
 def test_experts_of_two_languages_do_not_mix(whisper, tiny_whisper):
     student = with_expert(whisper)
     with student.route("cs"):
-        czech = logits(whisper.model)
+        czech = logits(student)
     student.add_expert("pl")
     disturb(student, "pl", 0.5)
     with student.route("pl"):
-        assert not torch.equal(logits(whisper.model), czech)
+        assert not torch.equal(logits(student), czech)
     with student.route("cs"):
-        assert torch.equal(logits(whisper.model), czech)
+        assert torch.equal(logits(student), czech)
     with pytest.raises(PipelineError, match="already an expert for 'cs'"):
         student.add_expert("cs")
 
@@ -146,7 +145,7 @@ def test_experts_of_two_languages_do_not_mix(whisper, tiny_whisper):
 def layer(skip_gate: float = 0.0, dim: int = 8, inner: int = 16) -> RoutedFeedForward:
     torch.manual_seed(0)
     shared = FeedForward(torch.nn.Linear(dim, inner), torch.nn.Linear(inner, dim), F.gelu)
-    routed = RoutedFeedForward("encoder.layers.0", shared, skip_gate, expert_dropout=0.0)
+    routed = RoutedFeedForward("encoder.layers.0", shared, Router(), skip_gate, 0.0, 0.1, 64)
     routed.add_expert("cs")
     routed.gates["cs"].dropout.p = 0.0
     with torch.no_grad():
@@ -165,50 +164,53 @@ def gate_logits(gate: Gate, x: torch.Tensor) -> torch.Tensor:
     return torch.relu(x @ gate.inner.weight.T + gate.inner.bias) @ gate.outer.weight[0]
 
 
+def through(routed: RoutedFeedForward, x: torch.Tensor, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's output and its gate, on the route of its expert."""
+    with routed.router.use(Routing("cs", noise=noise)) as routing:
+        return routed(x), routing.gates["encoder.layers.0"][0]
+
+
 def test_training_is_the_soft_noisy_mixture():
     routed, x, noise = layer().train(), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3)), 1.7
-    routed.routing = Routing("cs", noise)
     torch.manual_seed(11)
-    found = routed(x)
+    found, recorded = through(routed, x, noise)
     torch.manual_seed(11)
     drawn = torch.randn(2, 5)
     gate = torch.sigmoid(gate_logits(routed.gates["cs"], x) + noise * drawn)
     expected = gate[..., None] * block(routed.experts["cs"], x) + (1 - gate[..., None]) * block(routed.shared, x)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(routed.routing.gates["encoder.layers.0"][0], gate)
+    torch.testing.assert_close(recorded, gate)
 
 
 def test_inference_is_one_block_or_the_other():
     routed, x = layer().eval(), torch.randn(2, 50, 8)
-    routed.routing = Routing("cs", noise=3.0)  # noise is for training alone
     chosen = gate_logits(routed.gates["cs"], x) >= 0
     assert 0.1 < chosen.float().mean() < 0.9
     expected = torch.where(chosen[..., None], block(routed.experts["cs"], x), block(routed.shared, x))
-    torch.testing.assert_close(routed(x), expected, atol=1e-6, rtol=1e-5)
-    assert torch.equal(routed.routing.gates["encoder.layers.0"][0], chosen)
+    found, recorded = through(routed, x, noise=3.0)  # noise is for training alone
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(recorded, chosen)
 
 
 def test_skip_gate_gives_the_shared_block_at_its_rate():
     routed, x = layer(skip_gate=0.25).train(), torch.randn(1, 2, 8)
-    routed.routing = Routing("cs")
     shared = block(routed.shared, x)
     with torch.no_grad():
-        skipped = sum(torch.allclose(routed(x), shared, atol=1e-6) for _ in range(200))
+        skipped = sum(torch.allclose(through(routed, x)[0], shared, atol=1e-6) for _ in range(200))
     assert 25 < skipped < 75  # 50 expected, four standard deviations
     routed.eval()
     with torch.no_grad():
         routed.gates["cs"].outer.weight.fill_(0)
-    assert not any(torch.allclose(routed(x), shared, atol=1e-6) for _ in range(40))
+    assert not any(torch.allclose(through(routed, x)[0], shared, atol=1e-6) for _ in range(40))
 
 
 def test_expert_dropout_is_on_the_experts_output_and_scaled():
     routed, x = layer().train(), torch.randn(1, 4, 8).expand(300, 4, 8)
     routed.expert_dropout.p = 0.3
-    routed.routing = Routing("cs")
     routed.gates["cs"].outer.weight.data.zero_()
     routed.gates["cs"].inner.bias.data.zero_()
     halves = 0.5 * block(routed.shared, x)
-    kept = routed(x) - halves
+    kept = through(routed, x)[0] - halves
     expert = 0.5 * block(routed.experts["cs"], x)
     is_zero, is_scaled = kept.abs() < 1e-6, (kept - expert / 0.7).abs() < 1e-4
     assert (is_zero | is_scaled).all()
@@ -217,7 +219,7 @@ def test_expert_dropout_is_on_the_experts_output_and_scaled():
 
 def test_a_gate_starts_as_the_paper_says():
     torch.manual_seed(0)
-    gate = Gate(512)
+    gate = Gate(512, 64, 0.1)
     assert gate.inner.weight.shape == (64, 512)
     assert gate.inner.weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert gate.inner.weight.mean().item() == pytest.approx(0, abs=2e-4)
@@ -240,7 +242,7 @@ def test_each_token_goes_through_one_block_only(whisper, bias):
             seen = rows.setdefault(place, [])
             module.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].shape[:-1].numel()))
     with student.route("cs") as routing:
-        logits(whisper.model)
+        logits(student)
     for name in LAYERS:
         assert sum(rows[name]) == 2 * (50 if name.startswith("encoder") else 7)
     shares = torch.cat([gate.flatten() for calls in routing.gates.values() for gate in calls]).float()
@@ -253,7 +255,7 @@ def test_gates_are_recorded_by_layer(whisper):
     student = with_expert(whisper)
     for _ in range(2):  # nothing is carried over from a block to the next
         with student.route("cs") as routing:
-            logits(whisper.model)
+            logits(student)
         assert list(routing.gates) == LAYERS
         shapes = {name: [tuple(gate.shape) for gate in calls] for name, calls in routing.gates.items()}
         assert shapes == {name: [(2, 50 if name.startswith("encoder") else 7)] for name in LAYERS}
@@ -263,19 +265,17 @@ def test_gates_are_recorded_by_layer(whisper):
 
 
 def test_only_experts_and_gates_take_gradients(whisper):
-    student = Student(whisper.model, skip_gate=0.0)
+    student = Student.from_whisper(whisper.model, skip_gate=0.0)
     parameters = student.add_expert("cs")
-    assert {id(p) for p in whisper.model.parameters() if p.requires_grad} == {id(p) for p in parameters}
-    whisper.model.train()
+    assert {id(p) for p in student.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    student.train()
     with student.route("cs", 1.0):
-        whisper.model(**batch(), use_cache=False).logits.square().mean().backward()
+        student(**batch(), use_cache=False).logits.square().mean().backward()
     for name, parameter in student.expert_state("cs").items():
         assert parameter.grad is not None
         # w2 = 0 lets nothing through to W1 at the first step
         assert parameter.grad.any() or "gate.inner" in name, name
-    assert all(
-        p.grad is None for n, p in whisper.model.named_parameters() if ".experts." not in n and ".gates." not in n
-    )
+    assert all(p.grad is None for n, p in student.named_parameters() if ".experts." not in n and ".gates." not in n)
 
 
 def test_whisper_base_gains_25_6_million_parameters():
@@ -285,7 +285,7 @@ def test_whisper_base_gains_25_6_million_parameters():
         model = WhisperForConditionalGeneration(
             WhisperConfig(**sizes, encoder_attention_heads=8, decoder_attention_heads=8)
         )
-        parameters = Student(model).add_expert("cs")
+    parameters = Student.from_whisper(model).add_expert("cs")
     assert (
         sum(parameter.numel() for parameter in parameters)
         == 12 * (2 * 512 * 2048 + 2560 + 64 * 512 + 128)
@@ -294,9 +294,9 @@ def test_whisper_base_gains_25_6_million_parameters():
 
 
 def test_activation_dropout_is_refused(whisper):
-    whisper.model.model.encoder.layers[0].activation_dropout = 0.1
+    whisper.model.config.activation_dropout = 0.1
     with pytest.raises(PipelineError, match=r"activation_dropout is 0\.1, expected 0"):
-        Student(whisper.model)
+        Student.from_whisper(whisper.model)
 
 
 # On disk
@@ -325,7 +325,7 @@ def test_experts_come_back(whisper, tiny_whisper, tmp_path):
     assert loaded.student is not None
     assert loaded.student.languages == ["cs"]
     with student.route("cs"), loaded.route("cs"):
-        assert torch.equal(logits(loaded.whisper.model), logits(whisper.model))
+        assert torch.equal(logits(loaded.whisper.model), logits(student))
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["parameters"] == sum(tensor.numel() for tensor in stored.values())
 
@@ -374,13 +374,13 @@ def test_tensors_that_do_not_fit_are_named(change, text, whisper, tiny_whisper, 
     saved(whisper, tmp_path)
     edited(tmp_path, change)
     fresh = load_whisper(str(tiny_whisper), 1)
-    expected, student = logits(fresh.model), Student(fresh.model)
+    expected, student = logits(fresh.model), Student.from_whisper(fresh.model)
     with pytest.raises(PipelineError, match=text) as caught:
         load_experts(student, tmp_path)
     assert str(tmp_path) in str(caught.value)
     # what was refused is not in the model
     with student.route("cs"):
-        assert torch.equal(logits(fresh.model), expected)
+        assert torch.equal(logits(student), expected)
     assert student.languages == []
 
 
@@ -414,29 +414,29 @@ def test_generate_goes_through_the_route(whisper):
     student = with_expert(whisper)
     disturb(student, "cs", 2.0)
     with student.route("nl"):
-        assert torch.equal(generated(whisper.model, "nl"), base["nl"])
-    assert torch.equal(generated(whisper.model, "cs"), base["cs"])
+        assert torch.equal(generated(student, "nl"), base["nl"])
     with student.route("cs") as routing:
-        routed = generated(whisper.model, "cs")
+        routed = generated(student, "cs")
     assert not torch.equal(routed, base["cs"])
     assert [gate.shape[1] for gate in routing.gates["decoder.layers.0"]][:2] == [4, 1]  # prompt, then token by token
-    assert torch.equal(generated(whisper.model, "cs"), base["cs"])
+    assert torch.equal(generated(student, "cs"), routed)  # its own argument is enough
+    assert torch.equal(generated(student, "nl"), base["nl"])
 
 
 def test_generate_agrees_with_a_forward_pass_without_cache(whisper):
     """Greedy decoding by hand, each step from the start: what the gates see through the cache is what they see without it."""
     student = with_expert(whisper)
     with student.route("cs"):
-        tokens = generated(whisper.model, "cs")[:1]
+        tokens = generated(student, "cs")[:1]
         prompt = whisper.tokenizer.convert_tokens_to_ids(
             ["<|startoftranscript|>", "<|cs|>", "<|transcribe|>", "<|notimestamps|>"]
         )
         ids = torch.tensor([prompt])
         for _ in range(tokens.shape[1]):
             with torch.no_grad():
-                output = whisper.model(batch()["input_features"][:1], decoder_input_ids=ids, use_cache=False)
+                output = student(batch()["input_features"][:1], decoder_input_ids=ids, use_cache=False)
             step = output.logits[:, -1]
-            step[:, whisper.model.generation_config.no_timestamps_token_id] = -torch.inf
+            step[:, student.generation_config.no_timestamps_token_id] = -torch.inf
             ids = torch.cat([ids, step.argmax(-1, keepdim=True)], 1)
     assert ids[0, 4:].tolist() == tokens[0].tolist()
 
@@ -444,13 +444,13 @@ def test_generate_agrees_with_a_forward_pass_without_cache(whisper):
 @pytest.mark.parametrize("training", [True, False])
 def test_bf16_autocast(whisper, training):
     student = with_expert(whisper)
-    student.model.train(training)
+    student.train(training)
     for routed in student.routed.values():
         routed.skip_gate, routed.expert_dropout.p, routed.gates["cs"].dropout.p = 0.0, 0.0, 0.0
     with student.route("cs"):
-        expected = logits(whisper.model)
+        expected = logits(student)
         with torch.autocast("cpu", torch.bfloat16):
-            found = logits(whisper.model)
+            found = logits(student)
     assert found.dtype == torch.bfloat16
     assert F.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > (0.99 if training else 0.9)
 
@@ -458,7 +458,7 @@ def test_bf16_autocast(whisper, training):
 def test_the_base_is_not_changed_in_place_by_a_copy(whisper):
     """A deep copy of a student's model routes by itself."""
     student = with_expert(whisper)
-    twin = copy.deepcopy(whisper.model)
+    twin = copy.deepcopy(student)
     expected = logits(twin)
     with student.route("cs"):
         assert torch.equal(logits(twin), expected)

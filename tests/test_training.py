@@ -502,16 +502,17 @@ def test_what_cannot_be_trained_on_is_listed(tiny_whisper, utterances, tmp_path)
 def test_the_weights_of_the_lowest_validation_wer_are_kept(
     rates, best, tiny_whisper, utterances, tmp_path, monkeypatch
 ):
-    whisper = load_whisper(str(tiny_whisper), 1)
-    planted = iter(rates)
+    planted, trainees = iter(rates), []
+    monkeypatch.setattr(run_module, "Trainee", lambda *given: trainees.append(Trainee(*given)) or trainees[0])
     monkeypatch.setattr(run_module, "validate_clips", lambda *_: {"wer": next(planted), "cer": 0.1})
     after: dict[int, dict[str, torch.Tensor]] = {}
 
     def remember(done: int, total: int, losses: dict) -> None:
-        after[done] = {name: p.detach().half() for name, p in whisper.model.named_parameters() if "experts" in name}
+        parameters = trainees[0].model.named_parameters()
+        after[done] = {name: p.detach().half() for name, p in parameters if "experts" in name}
 
     options = dict(max_steps=5, validate_every=1, accumulate=1)
-    result = train(tiny_whisper, "clsr", utterances, tmp_path / "run", whisper=whisper, progress=remember, **options)
+    result = train(tiny_whisper, "clsr", utterances, tmp_path / "run", progress=remember, **options)
     assert (result["best_step"], result["best_validation_wer"]) == (best, rates[best - 1])
     kept = load_file(tmp_path / "run/experts.safetensors")
     name = "model.encoder.layers.1.fc1.experts.cs.fc2.weight"

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stages.student.clsr import Routing
+from stages.student.routing import Routing
 from stages.whisper.window import POSITIONS_PER_SECOND
 
 PROMPT_TOKENS = 4

@@ -1,25 +1,13 @@
-"""The CLSR layer (arXiv 2311.01070, section 3.1; after Zhang et al., ICLR 2021): shared FFN, expert and gate."""
+"""The CLSR layer (arXiv 2311.01070, section 3.1; after Zhang et al., ICLR 2021): shared FFN, experts and gates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-GATE_DIM = 64
-GATE_DROPOUT = 0.1
+from stages.student.routing import Router, Routing
 
-
-@dataclass
-class Routing:
-    """What one call of the model asks of its routed layers, and what they tell of it."""
-
-    language: str | None  # None, or a language without an expert: the shared path
-    noise: float = 0.0  # alpha: standard deviation of the noise on the gate's logits while training
-    gates: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # by layer, a (B, T) for each of its calls
-
-    def record(self, layer: str, gate_BT: torch.Tensor) -> None:
-        self.gates.setdefault(layer, []).append(gate_BT)
+Rows = list[tuple[str, torch.Tensor | None]]  # expert, and which of the rows ask for it: (B,) bool, or None for all
 
 
 class FeedForward(nn.Module):
@@ -33,14 +21,25 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(x)))
 
+    def copy(self) -> "FeedForward":
+        """Another block with the same values, that takes gradients."""
+        return FeedForward(_copy(self.fc1), _copy(self.fc2), self.activation).train(self.training)
+
+
+def _copy(linear: nn.Linear) -> nn.Linear:
+    weight = linear.weight
+    new = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=weight.dtype)
+    new.load_state_dict(linear.state_dict())
+    return new
+
 
 class Gate(nn.Module):
     """`G = w2 . relu(W1 x + b1)`: (..., D) -> (...); no bias on w2, and w2 = 0 at first, so that G = 0."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, inner: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(GATE_DROPOUT)
-        self.inner, self.outer = nn.Linear(dim, GATE_DIM), nn.Linear(GATE_DIM, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.inner, self.outer = nn.Linear(dim, inner), nn.Linear(inner, 1, bias=False)
         nn.init.normal_(self.inner.weight, std=0.01)
         nn.init.zeros_(self.inner.bias)
         nn.init.zeros_(self.outer.weight)
@@ -56,49 +55,81 @@ class RoutedFeedForward(nn.Module):
     expert_dropout: on the expert's output.
     """
 
-    def __init__(self, layer: str, shared: FeedForward, skip_gate: float, expert_dropout: float):
+    def __init__(
+        self,
+        layer: str,
+        shared: FeedForward,
+        router: Router,
+        skip_gate: float,
+        expert_dropout: float,
+        gate_dropout: float,
+        gate_dim: int,
+    ):
         super().__init__()
-        self.layer = layer
+        self.layer, self.router = layer, router
         self.shared = shared.requires_grad_(False)
         self.experts, self.gates = nn.ModuleDict(), nn.ModuleDict()
         self.skip_gate, self.expert_dropout = skip_gate, nn.Dropout(expert_dropout)
-        self.routing = Routing(None)
+        self.gate_dropout, self.gate_dim = gate_dropout, gate_dim
+        # This block stands where a plain Whisper has fc1. Under that weight's name an empty tensor is saved, so that
+        # loading a routed checkpoint as a plain Whisper fails on its shape, instead of dropping the experts.
+        self.register_buffer("weight", torch.empty(0))
 
     def add_expert(self, language: str) -> None:
         """The expert begins as a copy of the shared block."""
-        fc1, fc2 = (nn.Linear(old.in_features, old.out_features) for old in (self.shared.fc1, self.shared.fc2))
-        fc1.load_state_dict(self.shared.fc1.state_dict())
-        fc2.load_state_dict(self.shared.fc2.state_dict())
-        self.experts[language] = FeedForward(fc1, fc2, self.shared.activation).train(self.training)
-        self.gates[language] = Gate(fc1.in_features).train(self.training)
+        weight = self.shared.fc1.weight
+        self.experts[language] = self.shared.copy()
+        gate = Gate(self.shared.fc1.in_features, self.gate_dim, self.gate_dropout)
+        self.gates[language] = gate.to(weight.device, weight.dtype).train(self.training)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        language = self.routing.language
-        if language is None or language not in self.experts:
+        routing = self.router.current()
+        if routing is None:
             return self.shared(x_BTD)
-        expert, logits_BT = self.experts[language], self.gates[language](x_BTD).float()
-        if self.training:
-            return self._soft(x_BTD, expert, logits_BT)
-        return self._hard(x_BTD, expert, logits_BT >= 0)
+        rows = routing.rows(self.layer, self.experts.keys(), len(x_BTD))
+        if not rows:
+            routing.record(self.layer, torch.zeros(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device))
+            return self.shared(x_BTD)
+        rows = [(expert, None if asking is None else asking.to(x_BTD.device)) for expert, asking in rows]
+        return self._soft(x_BTD, rows, routing) if self.training else self._hard(x_BTD, rows, routing)
 
-    def _soft(self, x_BTD: torch.Tensor, expert: nn.Module, logits_BT: torch.Tensor) -> torch.Tensor:
-        gate_BT = torch.sigmoid(logits_BT + self.routing.noise * torch.randn_like(logits_BT))
-        self.routing.record(self.layer, gate_BT)
+    def _soft(self, x_BTD: torch.Tensor, rows: Rows, routing: Routing) -> torch.Tensor:
+        logits_BT = self._logits(x_BTD, rows)
+        gate_BT = torch.sigmoid(logits_BT + routing.noise * torch.randn_like(logits_BT))
+        gate_BT = gate_BT.masked_fill(logits_BT == -torch.inf, 0)
+        routing.record(self.layer, gate_BT)
         shared_BTD = self.shared(x_BTD)
         if torch.rand(()).item() < self.skip_gate:
             return shared_BTD
-        expert_BTD = self.expert_dropout(expert(x_BTD))
+        expert_BTD = shared_BTD
+        for expert, asking in rows:
+            part = self.expert_dropout(self.experts[expert](x_BTD if asking is None else x_BTD[asking]))
+            expert_BTD = part if asking is None else expert_BTD.index_put((asking,), part)
         return torch.lerp(shared_BTD, expert_BTD, gate_BT.unsqueeze(-1).to(shared_BTD.dtype))
 
-    def _hard(self, x_BTD: torch.Tensor, expert: nn.Module, chosen_BT: torch.Tensor) -> torch.Tensor:
+    def _hard(self, x_BTD: torch.Tensor, rows: Rows, routing: Routing) -> torch.Tensor:
         """Each token goes through one block only."""
-        self.routing.record(self.layer, chosen_BT)
-        if chosen_BT.all():
-            return expert(x_BTD)
-        if not chosen_BT.any():
+        chosen_BT = self._logits(x_BTD, rows) >= 0
+        routing.record(self.layer, chosen_BT)
+        count, tokens = int(chosen_BT.sum()), chosen_BT.numel()
+        if count == 0:
             return self.shared(x_BTD)
-        y_BTD = torch.empty_like(x_BTD)
-        through_expert, through_shared = expert(x_BTD[chosen_BT]), self.shared(x_BTD[~chosen_BT])
-        y_BTD = y_BTD.to(through_expert.dtype)
-        y_BTD[chosen_BT], y_BTD[~chosen_BT] = through_expert, through_shared
+        if count == tokens and len(rows) == 1:
+            return self.experts[rows[0][0]](x_BTD)
+        blocks: list[tuple[nn.Module, torch.Tensor]] = [(self.shared, ~chosen_BT)] if count < tokens else []
+        for expert, asking in rows:
+            blocks.append((self.experts[expert], chosen_BT if asking is None else chosen_BT & asking[:, None]))
+        parts = [(mask_BT, block(x_BTD[mask_BT])) for block, mask_BT in blocks]
+        y_BTD = torch.empty_like(x_BTD, dtype=parts[0][1].dtype)
+        for mask_BT, through in parts:
+            y_BTD[mask_BT] = through
         return y_BTD
+
+    def _logits(self, x_BTD: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """The gates' logits (B, T) in float32, -inf in rows that ask for no expert."""
+        logits_BT = x_BTD.new_full(x_BTD.shape[:2], -torch.inf, dtype=torch.float32)
+        for expert, asking in rows:
+            if asking is None:
+                return self.gates[expert](x_BTD).float()
+            logits_BT = logits_BT.index_put((asking,), self.gates[expert](x_BTD[asking]).float())
+        return logits_BT

@@ -7,7 +7,7 @@ import torch
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.model import Student
+from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
@@ -19,7 +19,9 @@ def is_experts_folder(folder: AnyPath) -> bool:
     return (folder / CONFIG).exists()
 
 
-def save_experts(student: Student, language: str, folder: AnyPath, config: dict[str, Any]) -> None:
+def save_experts(
+    student: DistilWhisperForConditionalGeneration, language: str, folder: AnyPath, config: dict[str, Any]
+) -> None:
     """Writes the expert of `language` in float16; `config` (base, language, window, ...) goes beside it."""
     state = {name: parameter.to(torch.float16) for name, parameter in student.expert_state(language).items()}
     write_weights(folder / WEIGHTS, state)
@@ -39,8 +41,11 @@ def read_config(folder: AnyPath) -> dict[str, Any]:
     return config
 
 
-def load_experts(student: Student, folder: AnyPath) -> str:
+def load_experts(student: DistilWhisperForConditionalGeneration, folder: AnyPath, language: str | None = None) -> str:
     """Adds the folder's expert to `student`; returns its language. Raises PipelineError where it does not fit."""
-    language = read_config(folder)["language"]
+    found = read_config(folder)["language"]
+    if language not in (None, found):
+        raise PipelineError(f"{folder}: an expert for '{found}', asked for '{language}'")
+    language = found
     student.load_expert_state(language, read_weights(folder / WEIGHTS), str(folder))
     return language

@@ -1,25 +1,25 @@
 """Any model that can transcribe: a Whisper, or a folder of experts or of an adapter with the base that it names."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cache import storage
 from cache.errors import PipelineError
-from stages.student.clsr import Routing
 from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
 from stages.student.lora import is_lora_folder, load_lora
-from stages.student.model import Student
+from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.student.routing import Routing
 from stages.whisper.models import Whisper, load_whisper
 
 
 @dataclass(frozen=True)
 class Loaded:
     whisper: Whisper
-    student: Student | None  # None for a plain Whisper
+    student: DistilWhisperForConditionalGeneration | None  # the whisper's model, where it has experts
 
     def route(self, language: str) -> AbstractContextManager[Routing]:
-        """See `Student.route`; for a plain Whisper nothing is routed."""
-        return self.student.route(language) if self.student else nullcontext(Routing(None))
+        """See the student's `route`; for a plain Whisper nothing is routed."""
+        return self.student.route(language) if self.student else nullcontext(Routing())
 
 
 def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
@@ -41,7 +41,6 @@ def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
             f"{folder / CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now has "
             f"{whisper.fingerprint[:12]}: expected the same base model"
         )
-    student = Student(whisper.model)
+    student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model)
     load_experts(student, folder)
-    whisper.model.eval()
-    return Loaded(whisper, student)
+    return Loaded(replace(whisper, model=student.eval()), student)

@@ -1,43 +1,96 @@
-"""Whisper with experts: the feed-forward blocks replaced, nothing else."""
+"""Whisper with experts: the feed-forward blocks replaced, nothing else of transformers' model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
+from transformers.cache_utils import Cache
 
+from cache import storage
 from cache.errors import PipelineError
-from stages.student.clsr import FeedForward, RoutedFeedForward, Routing
+from cache.storage import AnyPath
+from stages.student.clsr import FeedForward, RoutedFeedForward
+from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
+from stages.student.routing import Languages, Router, Routing
+from stages.whisper.languages import language_code
+from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
+
+FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
 
 
-class Student:
-    """A Whisper model with routed feed-forward blocks.
+class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
+    """A Whisper whose feed-forward blocks choose for each token between the shared block and a language's expert.
 
-    The transformers model is changed in place and stays what it was otherwise: its attention, cache, `generate` and
-    processors. Without a route around a call (see `route`) it computes exactly what the base model does.
+    `forward` and `generate` take the language, a code or a name, for the whole batch or for each row; without one, or for
+    a language without an expert, all tokens go through the shared blocks and the output is the base model's, bit for bit.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, skip_gate: float = 0.2, expert_dropout: float = 0.3):
-        self.model = model.requires_grad_(False)
-        self.skip_gate, self.expert_dropout = skip_gate, expert_dropout
+    config: DistilWhisperConfig
+    config_class = DistilWhisperConfig
+
+    def __init__(self, config: DistilWhisperConfig):
+        super().__init__(config)
+        if config.activation_dropout:
+            raise PipelineError(
+                f"activation_dropout is {config.activation_dropout}, expected 0 as in every released Whisper"
+            )
+        self.router = Router()
         self.routed: dict[str, RoutedFeedForward] = {}
-        for side, part in (("encoder", model.model.encoder), ("decoder", model.model.decoder)):
+        for side, part in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
             for number, layer in enumerate(part.layers):
                 self._replace(f"{side}.layers.{number}", layer)
+        languages, config.languages = config.languages or [], []
+        for language in languages:
+            self.add_expert(language)
 
     def _replace(self, name: str, layer: Any) -> None:
-        """A Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`, in every released model without dropout."""
-        if layer.activation_dropout:
-            raise PipelineError(
-                f"activation_dropout is {layer.activation_dropout}, expected 0 as in every released Whisper"
-            )
+        """A Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""
+        config = self.config
         shared = FeedForward(layer.fc1, layer.fc2, layer.activation_fn)
-        routed = RoutedFeedForward(name, shared, self.skip_gate, self.expert_dropout)
-        routed.train(layer.training)
+        routed = RoutedFeedForward(
+            name,
+            shared,
+            self.router,
+            config.skip_gate,
+            config.expert_dropout,
+            config.gate_dropout,
+            config.gate_dim,
+        )
         layer.fc1, layer.activation_fn, layer.fc2 = routed, nn.Identity(), nn.Identity()
         self.routed[name] = routed
+
+    @classmethod
+    def from_whisper(
+        cls, model: WhisperForConditionalGeneration, languages: list[str] | tuple[str, ...] = (), **options: float
+    ) -> "DistilWhisperForConditionalGeneration":
+        """`model` with a fresh expert for each of `languages`. The frozen weights are the very tensors of `model`.
+
+        options: skip_gate, expert_dropout, gate_dropout, gate_dim (see DistilWhisperConfig).
+        """
+        given = {**model.config.to_dict(), **options}
+        given = {name: value for name, value in given.items() if name not in ("model_type", "architectures")}
+        config = DistilWhisperConfig(**given, attn_implementation=model.config._attn_implementation)
+        with torch.device("meta"):
+            routed = cls(config)
+        state = {_shared_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+        empty = {
+            name: torch.empty(0) for name in routed.state_dict() if name.endswith(".fc1.weight") and name not in state
+        }
+        routed.load_state_dict({**state, **empty}, assign=True)
+        routed.tie_weights()
+        routed.generation_config = model.generation_config
+        routed.requires_grad_(False).train(model.training)
+        for language in languages:
+            routed.add_expert(language_code(language))
+        return routed
+
+    @property
+    def languages(self) -> list[str]:
+        """The codes of the languages that have an expert."""
+        return list(self.config.languages or [])
 
     def add_expert(self, language: str) -> list[nn.Parameter]:
         """Adds a fresh expert, a copy of the shared blocks, and returns its parameters (they alone take gradients)."""
@@ -45,11 +98,37 @@ class Student:
             raise PipelineError(f"there is already an expert for '{language}'")
         for routed in self.routed.values():
             routed.add_expert(language)
+        self.config.languages = [*self.languages, language]
         return list(self.expert_state(language).values())
 
-    @property
-    def languages(self) -> list[str]:
-        return list(next(iter(self.routed.values())).experts)
+    def drop_expert(self, language: str) -> None:
+        """Raises PipelineError where there is none."""
+        code = self._with_expert(language)
+        for routed in self.routed.values():
+            del routed.experts[code], routed.gates[code]
+        self.config.languages = [other for other in self.languages if other != code]
+
+    def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
+        """Adds the expert that lies in a folder, at a URL or on the hub; returns its language's code.
+
+        language: which one, where `source` holds several (a published checkpoint). Raises PipelineError where it does not
+        fit this model.
+        """
+        from stages.student.experts import load_experts
+
+        return load_experts(self, storage.path(str(source)), language and language_code(language))
+
+    def save_expert(self, folder: str | AnyPath, language: str, **facts: Any) -> None:
+        """Writes the expert alone; facts: see `stages.student.experts.save_experts`."""
+        from stages.student.experts import save_experts
+
+        save_experts(self, self._with_expert(language), storage.path(str(folder)), **facts)
+
+    def _with_expert(self, language: str) -> str:
+        code = language_code(language)
+        if code not in self.languages:
+            raise PipelineError(f"there is no expert for '{code}': there are {', '.join(self.languages) or 'none'}")
+        return code
 
     def expert_state(self, language: str) -> dict[str, nn.Parameter]:
         """The parameters of one expert by name, such as `encoder.layers.0.expert.fc1.weight`."""
@@ -58,6 +137,14 @@ class Student:
             for kind, module in (("expert", routed.experts[language]), ("gate", routed.gates[language])):
                 state |= {f"{place}.{kind}.{name}": parameter for name, parameter in module.named_parameters()}
         return state
+
+    def shared_state(self) -> dict[str, nn.Parameter]:
+        """The shared blocks' parameters, by the names that an expert's have in `expert_state`."""
+        return {
+            f"{place}.expert.{name}": parameter
+            for place, routed in self.routed.items()
+            for name, parameter in routed.shared.named_parameters()
+        }
 
     def load_expert_state(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
         """Adds the expert and copies `state` into it. Raises PipelineError naming the first tensor that does not fit."""
@@ -69,31 +156,132 @@ class Student:
         for name, parameter in wanted.items():
             parameter.data.copy_(state[name])
 
-    def drop_expert(self, language: str) -> None:
-        for routed in self.routed.values():
-            del routed.experts[language], routed.gates[language]
+    def route(self, languages: Languages, noise: float = 0.0) -> AbstractContextManager[Routing]:
+        """Within the block, calls of the model that name no language use these experts; what the gates did is in the result.
+
+        The language lives as long as the block and no longer, and is seen by no other thread.
+        """
+        return self.router.use(Routing(_codes(languages), noise=noise))
 
     @contextmanager
-    def route(self, language: str | None, noise: float = 0.0) -> Iterator[Routing]:
-        """Within the block, calls of the model use the expert of `language`; what the gates did is in the result.
+    def _called(self, languages: Languages, task: str | None) -> Iterator[Routing | None]:
+        """The routing of one call: its own where it names a language, else that of the block around it."""
+        around = self.router.current()
+        if languages is None and around is None:
+            yield None
+            return
+        asked = _codes(languages) if languages is not None else around.languages  # type: ignore[union-attr]
+        own = Routing(asked, decoder=task != "translate" and (around is None or around.decoder))
+        own.noise = around.noise if around else 0.0
+        with self.router.use(own):
+            yield own
+        for layer, gates in own.gates.items() if around else ():
+            around.gates.setdefault(layer, []).extend(gates)  # type: ignore[union-attr]
 
-        The language lives as long as the block and no longer. None, or a language without an expert, is the shared path.
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        language: Languages = None,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> DistilWhisperOutput | tuple:
+        """As Whisper's; language: a code or a name for the batch, or one for each row (None: the shared path).
+
+        task: 'translate' keeps the decoder on the shared path, as published. Raises PipelineError for unknown languages.
         """
-        routing, before = Routing(language, noise), self._routing
-        try:
-            self._routing = routing
-            yield routing
-        finally:
-            self._routing = before
+        with self._called(language, task) as routing:
+            output = super().forward(
+                input_features,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                encoder_outputs=encoder_outputs,
+                past_key_values=past_key_values,
+                decoder_inputs_embeds=decoder_inputs_embeds,
+                decoder_position_ids=decoder_position_ids,
+                labels=labels,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        gates = {side: _gates(routing, side) for side in ("encoder", "decoder")}
+        if isinstance(output, tuple):
+            return (*output, *(own for own in gates.values() if own is not None))
+        return DistilWhisperOutput(**output, encoder_gates=gates["encoder"], decoder_gates=gates["decoder"])
 
-    @property
-    def _routing(self) -> Routing:
-        return next(iter(self.routed.values())).routing
+    def generate(self, input_features: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Whisper's; `language` also chooses the experts, one for the batch or one for each row.
 
-    @_routing.setter
-    def _routing(self, routing: Routing) -> None:
-        for routed in self.routed.values():
-            routed.routing = routing
+        With task 'translate' the decoder takes the shared path. Several languages at once need audio of at most one window.
+        Raises PipelineError for unknown languages.
+        """
+        config = kwargs.get("generation_config") or self.generation_config
+        language, task = (kwargs.get(name) or getattr(config, name, None) for name in ("language", "task"))
+        codes = _codes(language)
+        if isinstance(codes, list) and len(set(codes)) > 1:
+            self._check_one_window(input_features, kwargs)
+        with self._called(codes, task):
+            return super().generate(input_features, *args, **kwargs)
+
+    def _check_one_window(self, input_features: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Whisper's generation drops rows of the batch as they end, and does not say which."""
+        window = self.config.max_source_positions * FRAMES_PER_POSITION
+        long = input_features is not None and input_features.shape[-1] > window
+        if long or isinstance(kwargs.get("temperature"), list | tuple):
+            raise PipelineError(
+                "several languages in one call of generate: expected audio of at most one window and one temperature; "
+                "call it once for each language"
+            )
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """For torch's activation checkpointing: a layer that is computed again in the backward pass takes the same route."""
+        routing = self.router.current()
+        if routing is None:
+            return nullcontext(), nullcontext()
+        again = Routing(routing.languages, routing.decoder, routing.noise)
+        return nullcontext(), self.router.use(again)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As in transformers, never reentrant: a reentrant layer would lose its route."""
+        given = {
+            **(activation_checkpointing_kwargs or {}),
+            "use_reentrant": False,
+            "context_fn": self.checkpoint_contexts,
+        }
+        super().activation_checkpointing_enable(given, **kwargs)
+
+
+def _codes(languages: Languages) -> Languages:
+    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too."""
+    if languages is None:
+        return None
+    if isinstance(languages, str):
+        return language_code(languages.removeprefix("<|").removesuffix("|>"))
+    return [None if language is None else str(_codes(language)) for language in languages]
+
+
+def _gates(routing: Routing | None, side: str) -> tuple[torch.Tensor, ...] | None:
+    """Each layer's gates in one call; None where nothing was routed, or the side did not run."""
+    found = tuple(calls[-1] for layer, calls in routing.gates.items() if layer.startswith(side)) if routing else ()
+    return found or None
+
+
+def _shared_name(name: str) -> str:
+    """A plain Whisper's parameter -> its place here: a layer's `fc1.weight` -> `fc1.shared.fc1.weight`."""
+    place, _, rest = name.rpartition(".layers.")
+    number, _, inner = rest.partition(".")
+    routed = inner.startswith(("fc1.", "fc2."))
+    return f"{place}.layers.{number}.fc1.shared.{inner}" if routed else name
 
 
 def _misfit(state: dict[str, torch.Tensor], wanted: dict[str, nn.Parameter]) -> str:

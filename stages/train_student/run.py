@@ -58,6 +58,7 @@ def train_student(
     processes.on_main(lambda: _claim(out, facts, data))
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, language, settings)
+    base = trainee.whisper
     base.model.to(device)
     round_weights(base.model, dtype)
     transcribe = Transcriber(base, language, dtype)

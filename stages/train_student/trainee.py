@@ -1,6 +1,7 @@
 """What is trained, by method: experts and gates of a frozen Whisper, low-rank adapters, or all of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from transformers import WhisperFeatureExtractor
 
 from cache.files import local_folder
 from cache.storage import AnyPath
-from stages.student.clsr import Routing
 from stages.student.experts import save_experts
 from stages.student.lora import add_lora, save_lora
-from stages.student.model import Student
+from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.student.routing import Routing
 from stages.train_student.settings import Method, TrainSettings
 from stages.whisper.models import Whisper
 from stages.whisper.weights import write_weights
@@ -25,8 +26,8 @@ class Trainee:
 
     def __init__(self, whisper: Whisper, method: Method, language: str, settings: TrainSettings):
         self.whisper, self.language = whisper, language
-        self.student: Student | None = None
         self.adapter: PeftModel | None = None
+        self.student: DistilWhisperForConditionalGeneration | None = None
         self.parameters: dict[str, nn.Parameter]
         if method == "lora":
             self.adapter, self.parameters = add_lora(
@@ -37,8 +38,9 @@ class Trainee:
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
-            self.student = Student(whisper.model, settings.skip_gate, settings.expert_dropout)
-            self.student.add_expert(language)
+            options = dict(skip_gate=settings.skip_gate, expert_dropout=settings.expert_dropout)
+            self.student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, [language], **options)
+            self.whisper = replace(whisper, model=self.student)
             self.parameters = self.student.expert_state(language)
 
     @property
@@ -46,7 +48,7 @@ class Trainee:
         return self.whisper.model
 
     def route(self, noise: float = 0.0) -> AbstractContextManager[Routing]:
-        return self.student.route(self.language, noise) if self.student else nullcontext(Routing(None))
+        return self.student.route(self.language, noise) if self.student else nullcontext(Routing())
 
     def hidden(self, features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
         """The decoder's output (B, T, D), before the projection onto the vocabulary."""

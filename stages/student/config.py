@@ -1,0 +1,27 @@
+"""The configuration and the output of a Whisper with experts."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import WhisperConfig
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+
+class DistilWhisperConfig(WhisperConfig):
+    """Whisper's, and: the languages with an expert, the gates' inner width, and what training does to them."""
+
+    model_type = "distilwhisper"
+
+    languages: list | None = None
+    gate_dim: int = 64
+    skip_gate: float | int = 0.2
+    expert_dropout: float | int = 0.3
+    gate_dropout: float | int = 0.1
+
+
+@dataclass
+class DistilWhisperOutput(Seq2SeqLMOutput):
+    """encoder_gates, decoder_gates: for each layer (B, T), 1 where a token went through the expert; soft in training."""
+
+    encoder_gates: tuple[torch.Tensor, ...] | None = None
+    decoder_gates: tuple[torch.Tensor, ...] | None = None
