@@ -170,11 +170,17 @@ def teacher_cache_command(
     teacher_cache(params, languages, restart)
 
 
-@cli.command("train-student", epilog=examples("pipeline train-student --lang cs --method clsr-kd"))
+@cli.command(
+    "train-student",
+    epilog=examples(
+        "pipeline train-student --lang cs --method clsr-kd\npipeline train-student --lang ca,gl --together"
+    ),
+)
 @lang_option
 @click.option(
     "--method", "methods", type=click.Choice(METHODS), multiple=True, default=["clsr-kd"], help="One or several."
 )
+@click.option("--together", is_flag=True, help="One run on batches of all the languages, each with its own expert.")
 @click.option("--student", help="Hub id or folder of the base model.")
 @click.option("--epochs", type=float)
 @click.option("--max-steps", type=int)
@@ -189,6 +195,7 @@ def train_student_command(
     ctx: click.Context,
     languages: list[str],
     methods: tuple[Any, ...],
+    together: bool,
     student: str | None,
     device: str | None,
     restart: bool,
@@ -198,7 +205,8 @@ def train_student_command(
     from pipeline.commands.train import train_student
 
     changes = {name: value for name, value in train.items() if value is not None}
-    train_student(_params(ctx, student=student, device=device), languages, list(methods), changes, restart)
+    params = _params(ctx, student=student, device=device)
+    train_student(params, languages, list(methods), changes, restart, together)
 
 
 @cli.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))

@@ -504,7 +504,7 @@ def test_the_weights_of_the_lowest_validation_wer_are_kept(
 ):
     planted, trainees = iter(rates), []
     monkeypatch.setattr(run_module, "Trainee", lambda *given: trainees.append(Trainee(*given)) or trainees[0])
-    monkeypatch.setattr(run_module, "validate_clips", lambda *_: {"wer": next(planted), "cer": 0.1})
+    monkeypatch.setattr(run_module, "validate_languages", lambda *_: {"wer": next(planted), "cer": 0.1})
     after: dict[int, dict[str, torch.Tensor]] = {}
 
     def remember(done: int, total: int, losses: dict) -> None:
@@ -534,6 +534,8 @@ def test_the_rates_of_a_schedule():
 def test_the_gates_noise_rises_from_nothing_to_alpha(tiny_whisper, utterances, tmp_path, monkeypatch):
     seen: list[float] = []
     route = Trainee.route
-    monkeypatch.setattr(Trainee, "route", lambda self, noise=0.0: seen.append(noise) or route(self, noise))
+    monkeypatch.setattr(
+        Trainee, "route", lambda self, noise=0.0, languages=None: seen.append(noise) or route(self, noise, languages)
+    )
     train(tiny_whisper, "clsr", utterances, tmp_path / "run", max_steps=5, accumulate=1, validate_every=5)
     assert seen[:5] == pytest.approx([0, 1, 2, 3, 4])

@@ -13,8 +13,10 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prefetch import prefetch
 from stages.train_student import checkpoint
-from stages.train_student.data import Batch, TrainingData
+from stages.train_student.batches import Batch
+from stages.train_student.data import TrainingData
 from stages.train_student.losses import TeacherTargets, cross_entropy_sum, divergence_sum, gate_sum
+from stages.train_student.mixture import Mixture
 from stages.train_student.processes import ALONE, Processes
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -26,13 +28,14 @@ Losses = dict[str, float]
 class Run:
     """One training run. `total_steps` optimizer steps of `accumulate` batches each, on every one of `processes`.
 
-    validate: returns {"wer": ..., "cer": ...} of the model as it is; save_best: called whenever the WER is the lowest yet.
+    validate: returns {"wer": ..., "cer": ...} of the model as it is, and any other rate for the curve.
+    save_best: called whenever the WER is the lowest yet.
     """
 
     def __init__(
         self,
         trainee: Trainee,
-        data: TrainingData,
+        data: TrainingData | Mixture,
         settings: TrainSettings,
         learning_rate: float,
         dtype: torch.dtype,
@@ -142,7 +145,7 @@ class Run:
             self._gate_mean({}, None)
             return torch.zeros(()), {}
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast, self.trainee.route(noise) as routing:
+        with autocast, self.trainee.route(noise, batch.languages) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
             # padding is left behind here: only real target positions reach the projection and the losses
             logits_NV = F.linear(hidden_BTD[batch.positions], self.trainee.whisper.model.proj_out.weight)
@@ -191,14 +194,8 @@ class Run:
     def _validate(self, position: checkpoint.Position) -> checkpoint.Position:
         self.trainee.model.eval()
         rates = self.validate()
-        self._log(
-            {
-                "step": position.step,
-                "epoch": self._epoch(position.step),
-                "validation_wer": rates["wer"],
-                "validation_cer": rates["cer"],
-            }
-        )
+        measured = {f"validation_{name}": rate for name, rate in rates.items()}
+        self._log({"step": position.step, "epoch": self._epoch(position.step), **measured})
         if rates["wer"] < position.best_wer:
             position = replace(position, best_step=position.step, best_wer=rates["wer"])
             self.processes.on_main(lambda: self.save_best(position))

@@ -1,5 +1,7 @@
 """The word error rate by which the best weights are chosen."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from cache.errors import PipelineError
@@ -7,6 +9,7 @@ from cache.shards import ShardReader
 from stages import scoring
 from stages.audio import decode_flac
 from stages.train_student.processes import Processes
+from stages.train_student.trainee import Trainee
 from stages.whisper.decode import Transcriber
 from stages.whisper.models import Whisper
 
@@ -24,6 +27,25 @@ def validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[
     if not clips:
         raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
     return sorted(clips[:most], key=lambda pair: len(pair[0]))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One language's validation clips, and what transcribes them."""
+
+    language: str
+    clips: list[Clip]
+    transcribe: Transcriber
+
+
+def validate_languages(trainee: Trainee, validations: list[Validation], processes: Processes) -> dict[str, float]:
+    """{"wer": ..., "cer": ...}: of several languages the means over them, as published, and `wer_<language>` of each."""
+    rates = {}
+    for own in validations:
+        with trainee.route(languages=[own.language]):
+            rates[own.language] = validate_clips(own.transcribe, own.clips, own.language, processes)
+    means = {rate: sum(each[rate] for each in rates.values()) / len(rates) for rate in ("wer", "cer")}
+    return means if len(rates) == 1 else {**means, **{f"wer_{code}": each["wer"] for code, each in rates.items()}}
 
 
 def validate_clips(transcribe: Transcriber, clips: list[Clip], language: str, processes: Processes) -> dict[str, float]:
