@@ -15,7 +15,7 @@ from pipeline.cli_experts import experts_group
 from pipeline.options import examples, printable, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
-METHODS = ("clsr", "clsr-kd", "full")
+METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
 
 
@@ -171,11 +171,17 @@ def teacher_cache_command(
     teacher_cache(params, languages, restart)
 
 
-@cli.command("train-student", epilog=examples("pipeline train-student --lang cs --method clsr-kd"))
+@cli.command(
+    "train-student",
+    epilog=examples(
+        "pipeline train-student --lang cs --method clsr-kd\npipeline train-student --lang ca,gl --together"
+    ),
+)
 @lang_option
 @click.option(
     "--method", "methods", type=click.Choice(METHODS), multiple=True, default=["clsr-kd"], help="One or several."
 )
+@click.option("--together", is_flag=True, help="One run on batches of all the languages, each with its own expert.")
 @click.option("--student", help="Hub id or folder of the base model.")
 @click.option("--epochs", type=float)
 @click.option("--max-steps", type=int)
@@ -190,16 +196,18 @@ def train_student_command(
     ctx: click.Context,
     languages: list[str],
     methods: tuple[Any, ...],
+    together: bool,
     student: str | None,
     device: str | None,
     restart: bool,
     **train: Any,
 ) -> None:
-    """Trains experts on the shards; nothing of the teacher is opened."""
+    """Trains experts, or a baseline, on the shards; nothing of the teacher is opened."""
     from pipeline.commands.train import train_student
 
     changes = {name: value for name, value in train.items() if value is not None}
-    train_student(_params(ctx, student=student, device=device), languages, list(methods), changes, restart)
+    params = _params(ctx, student=student, device=device)
+    train_student(params, languages, list(methods), changes, restart, together)
 
 
 @cli.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))

@@ -156,15 +156,16 @@ def make_teacher_shards(
     student: Whisper,
     heard: Callable[[int], dict] = lambda number: {},
     targets: str = "reference",
+    language: str = "cs",
 ) -> Path:
     """Of a teacher who is sure of one token, the same everywhere. heard: changes to the fields of record `number`."""
     source = ShardReader(utterances, "utterances")
     facts = {
-        "language": "cs",
+        "language": language,
         "utterances": source.fingerprint(),
         "tokenizer": tokenizer_fingerprint(student.tokenizer),
         "vocab_size": student.model.config.vocab_size,
-        "prompt": prompt_ids(student, "cs"),
+        "prompt": prompt_ids(student, language),
         "audio_window_s": student.audio_window_s,
         "targets": targets,
         "bits": 8,

@@ -348,8 +348,8 @@ def per_position(run: Run, batch) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("method", ["clsr", "full"])
 def test_a_clip_does_not_see_its_neighbours_or_its_padding(method, corpus, tiny_whisper):
     run = run_of(corpus, tiny_whisper, method)
-    rows = run.data._load(0)
-    alone, together = run.data._collate(rows[:1]), run.data._collate(rows)
+    rows = run.data.load(0)
+    alone, together = run.data.collate(rows[:1]), run.data.collate(rows)
     assert alone.decoder_input_ids.shape[1] < together.decoder_input_ids.shape[1]
     own = together.positions[0] == 0
     assert torch.equal(together.targets[own], alone.targets)
@@ -359,7 +359,7 @@ def test_a_clip_does_not_see_its_neighbours_or_its_padding(method, corpus, tiny_
 
 
 def test_masks_hold_what_is_real(corpus, tiny_whisper):
-    batch = (run := run_of(corpus, tiny_whisper, "clsr")).data._collate(run.data._load(0))
+    batch = (run := run_of(corpus, tiny_whisper, "clsr")).data.collate(run.data.load(0))
     assert batch.encoder_mask.sum(1).tolist() == [20, 45, 35, 40]  # 50 positions a second
     targets = [len(f" {row['text']}".encode()) + 1 for row in corpus.read(0)]
     assert batch.decoder_mask.sum(1).tolist() == [4 + count - 1 for count in targets]
@@ -380,9 +380,9 @@ def step_of(run: Run, batches: list) -> tuple[dict[str, torch.Tensor], dict[str,
 def test_accumulated_batches_have_the_gradient_of_one(method, cut, corpus, tiny_whisper):
     """Though their clips differ in number and length: losses are summed and divided once by all positions of the step."""
     together, accumulated = (run_of(corpus, tiny_whisper, method, max_grad_norm=1e9) for _ in range(2))
-    rows = together.data._load(0)
-    expected, losses = step_of(together, [together.data._collate(rows)])
-    collate = accumulated.data._collate
+    rows = together.data.load(0)
+    expected, losses = step_of(together, [together.data.collate(rows)])
+    collate = accumulated.data.collate
     found, summed = step_of(accumulated, [collate(rows[:cut]), collate(rows[cut:])])
     assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
     for name, gradient in expected.items():
@@ -393,7 +393,7 @@ def test_accumulated_batches_have_the_gradient_of_one(method, cut, corpus, tiny_
 def test_the_step_divides_by_positions_and_adds_the_three_losses(corpus, tiny_whisper):
     """L = L_CE + w_gate |mean(g) - b|, each against its own formula."""
     run = run_of(corpus, tiny_whisper, "clsr", gate_weight=0.7, gate_budget=0.2, label_smoothing=0.1)
-    batch = run.data._collate(run.data._load(0))
+    batch = run.data.collate(run.data.load(0))
     run.trainee.model.train()
     loss, parts = run._loss(batch, len(batch.targets), 0.0)
     _, losses = per_position(run, batch)

@@ -31,7 +31,8 @@ from stages.whisper.models import load_whisper
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors", "full": "model.safetensors"}
+WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors"}
+WEIGHTS |= {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 
 
 def recipe(**changes) -> TrainSettings:
@@ -86,7 +87,7 @@ def stop_at(step: int):
 # Resumed
 
 
-@pytest.mark.parametrize(("method", "step"), [("clsr", 3), ("clsr-kd", 5), ("full", 4)])
+@pytest.mark.parametrize(("method", "step"), [("clsr", 3), ("clsr-kd", 5), ("full", 4), ("lora", 4)])
 def test_stopped_and_resumed_it_is_the_same_run(method, step, request, tiny_whisper, utterances, tmp_path):
     """Every file is equal, byte for byte: weights, curve, configuration, result.
 
@@ -503,7 +504,7 @@ def test_the_weights_of_the_lowest_validation_wer_are_kept(
 ):
     planted, trainees = iter(rates), []
     monkeypatch.setattr(run_module, "Trainee", lambda *given: trainees.append(Trainee(*given)) or trainees[0])
-    monkeypatch.setattr(run_module, "_validate", lambda *_: {"wer": next(planted), "cer": 0.1})
+    monkeypatch.setattr(run_module, "validate_languages", lambda *_: {"wer": next(planted), "cer": 0.1})
     after: dict[int, dict[str, torch.Tensor]] = {}
 
     def remember(done: int, total: int, losses: dict) -> None:
@@ -533,6 +534,8 @@ def test_the_rates_of_a_schedule():
 def test_the_gates_noise_rises_from_nothing_to_alpha(tiny_whisper, utterances, tmp_path, monkeypatch):
     seen: list[float] = []
     route = Trainee.route
-    monkeypatch.setattr(Trainee, "route", lambda self, noise=0.0: seen.append(noise) or route(self, noise))
+    monkeypatch.setattr(
+        Trainee, "route", lambda self, noise=0.0, languages=None: seen.append(noise) or route(self, noise, languages)
+    )
     train(tiny_whisper, "clsr", utterances, tmp_path / "run", max_steps=5, accumulate=1, validate_every=5)
     assert seen[:5] == pytest.approx([0, 1, 2, 3, 4])

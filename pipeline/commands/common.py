@@ -11,6 +11,7 @@ from cache.storage import AnyPath
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.loading import Loaded, load_model
+from stages.student.lora import is_lora_folder, read_lora_config
 from stages.whisper.models import Whisper, choose_device, find_model, keep_freed_memory, load_whisper, use_all_cores
 
 transformers.logging.set_verbosity_error()
@@ -39,13 +40,16 @@ def load(source: str, audio_window_s: int | None) -> Whisper:
 
 
 def load_any(source: str, audio_window_s: int | None = None) -> Loaded:
-    """A Whisper, or experts with their base."""
+    """A Whisper, or experts or an adapter with their base."""
     base = source
     folder = storage.path(source)
     if is_experts_folder(folder):
         config = read_config(folder)
         say(f"{source}: experts for {config['language']}")
         base = config["base"]
+    elif is_lora_folder(folder):
+        base = read_lora_config(folder)["base"]
+        say(f"{source}: a LoRA adapter")
     say(find_model(base)[1])
     return load_model(source, audio_window_s)
 

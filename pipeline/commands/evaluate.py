@@ -1,6 +1,7 @@
 """pipeline evaluate"""
 
 from cache.errors import PipelineError
+from cache.files import read_json
 from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -42,4 +43,5 @@ def _source(params: Params, language: str, system: str) -> str:
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
         )
-    return str(folder)
+    # of several languages' one model, where that lies
+    return str(read_json(folder / "training.json").get("model", folder))

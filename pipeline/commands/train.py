@@ -1,57 +1,83 @@
 """pipeline train-student, pipeline adapt-teacher"""
 
+from contextlib import nullcontext
 from typing import Any
+
+import click
 
 from cache.files import write_json
 from cache.storage import AnyPath
 from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, say
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
-from stages.train_student.run import train_student as train
+from stages.train_student.processes import Processes, join_processes, leave_processes
+from stages.train_student.run import Source, train_together
 from stages.train_student.settings import Method, TrainSettings
+from stages.whisper.models import load_whisper
 
 TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where the teacher is used as it is
 
 
 def train_student(
-    params: Params, languages: list[str], methods: list[Method], changes: dict[str, Any], restart: bool
+    params: Params, languages: list[str], methods: list[Method], changes: dict[str, Any], restart: bool, together: bool
 ) -> None:
-    for language in chosen(params, languages):
+    """together: one run for all languages, in `models/<lang>+<lang>/<method>`, instead of one for each."""
+    languages = list(dict.fromkeys(chosen(params, languages)))
+    if together and len(languages) < 2:
+        raise click.UsageError(f"--together needs several languages, found {languages[0]} alone: name them with --lang")
+    processes = joined(params)
+    for group in [languages] if together else [[language] for language in languages]:
         for method in methods:
             listed = {**params.methods.from_transcripts, **params.methods.from_teacher}.get(method, {})
             settings = train_settings(params, {**listed, **changes}, f"train, for method {method}")
-            teacher = params.paths.teacher / language / "train" if method == "clsr-kd" else None
-            out = params.paths.models / language / method
-            _train(params, language, method, params.student, teacher, out, settings, restart)
+            sources = [_source(params, language, method, params.paths.models / language / method) for language in group]
+            out = params.paths.models / "+".join(group) / method
+            _train(params, method, params.student, sources, out, settings, restart, processes)
+    leave_processes()
+
+
+def _source(params: Params, language: str, method: Method, out: AnyPath) -> Source:
+    teacher = params.paths.teacher / language / "train" if method == "clsr-kd" else None
+    return Source(language, params.paths.utterances / language, teacher, out)
 
 
 def adapt_teacher(params: Params, languages: list[str], restart: bool) -> None:
+    processes = joined(params)
     for language in chosen(params, languages):
         out = adapted_teacher(params, language)
-        if params.teacher.adapt is None:
+        if params.teacher.adapt is not None:
+            sources = [_source(params, language, "full", out)]
+            _train(params, "full", params.teacher.model, sources, out, params.teacher.adapt, restart, processes)
+        elif processes.main:
             whisper = load(params.teacher.model, params.audio_window_s)
             write_json(out / TEACHER_POINTER, {"model": params.teacher.model, "weights": whisper.fingerprint})
             say(f"{language}: {params.teacher.model} teaches as it is")
-        else:
-            _train(params, language, "full", params.teacher.model, None, out, params.teacher.adapt, restart)
+    leave_processes()
+
+
+def joined(params: Params) -> Processes:
+    """This process among those that `accelerate launch` started, if it did."""
+    return join_processes(chosen_device(params))
 
 
 def _train(
     params: Params,
-    language: str,
     method: Method,
-    source: str,
-    teacher: AnyPath | None,
+    base: str,
+    sources: list[Source],
     out: AnyPath,
     settings: TrainSettings,
     restart: bool,
+    processes: Processes,
 ) -> None:
-    device = chosen_device(params)
-    base = load(source, params.audio_window_s)
-    utterances = params.paths.utterances / language
-    with ProgressReport(f"{method} {language}", "steps") as progress:
-        result = train(base, method, language, utterances, teacher, out, settings, device, restart, progress.losses)
-    say(
-        f"{out}: {result['parameters'] / 1e6:.1f} M parameters trained on {result['training_utterances']} utterances, "
-        f"best validation WER {100 * result['best_validation_wer']:.1f} % at step {result['best_step']} of {result['steps']}"
-    )
+    whisper = load(base, params.audio_window_s) if processes.main else load_whisper(base, params.audio_window_s)
+    title = f"{method} {'+'.join(source.language for source in sources)}"
+    with ProgressReport(title, "steps") if processes.main else nullcontext() as report:
+        progress = report.losses if report else lambda done, total, losses: None
+        result = train_together(whisper, method, sources, out, settings, processes.device, restart, progress, processes)
+    if processes.main:
+        say(
+            f"{out}: {result['parameters'] / 1e6:.1f} M parameters trained on {result['training_utterances']} utterances, "
+            f"best validation WER {100 * result['best_validation_wer']:.1f} % at step {result['best_step']} of "
+            f"{result['steps']}"
+        )

@@ -3,18 +3,19 @@
 import click
 
 from cache import storage
+from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, load_any
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
+from stages.student.lora import is_lora_folder, read_lora_config
 from stages.transcribe import transcribe as transcribe_file
 
 
 def transcribe(params: Params, paths: list[str], language: str | None, source: str) -> None:
     folder = storage.path(source)
+    language = language or _language(folder)
     if language is None:
-        if not is_experts_folder(folder):
-            raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
-        language = read_config(folder)["language"]
+        raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
     device = chosen_device(params)
     model = load_any(source)
     for path in paths:
@@ -22,3 +23,11 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
             print(f"{path}:")
         for text in transcribe_file(model, storage.path(path), language, device):
             print(text, flush=True)
+
+
+def _language(folder: AnyPath) -> str | None:
+    """The one that the folder's experts or adapter were trained for."""
+    if is_experts_folder(folder):
+        return read_config(folder)["language"]
+    languages = read_lora_config(folder)["languages"] if is_lora_folder(folder) else []
+    return languages[0] if len(languages) == 1 else None

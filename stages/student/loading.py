@@ -1,4 +1,4 @@
-"""Any model that can transcribe: a Whisper, or a folder of experts with the base that its configuration names."""
+"""Any model that can transcribe: a Whisper, or a folder of experts or of an adapter with the base that it names."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from cache import storage
 from cache.errors import PipelineError
 from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
+from stages.student.lora import is_lora_folder, load_lora
 from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.student.routing import Routing
 from stages.whisper.models import Whisper, load_whisper
@@ -24,6 +25,8 @@ class Loaded:
 def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
     """Raises PipelineError where `source` is neither, or where the experts were trained on other base weights."""
     folder = storage.path(source).expanduser()
+    if is_lora_folder(folder):
+        return Loaded(load_lora(folder, audio_window_s), None)
     if not is_experts_folder(folder):
         return Loaded(load_whisper(source, audio_window_s), None)
     config = read_config(folder)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from cache.errors import PipelineError
 from cache.files import local_copy
 from cache.storage import AnyPath
+from stages.train_student.processes import ALONE, Processes
 from stages.train_student.trainee import Trainee
 from stages.whisper.weights import write_weights
 
@@ -27,19 +28,36 @@ class Position:
     unlogged: list[dict[str, float]] = field(default_factory=list)  # the losses of the steps since the last row
 
 
-def save(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def save(
+    folder: AnyPath,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    processes: Processes = ALONE,
+) -> None:
+    """The main process writes for all of them: they differ in their random state alone."""
+    random = {"random": processes.stack(torch.get_rng_state())}
+    if processes.device.type == "cuda":
+        random["random_cuda"] = processes.stack(torch.cuda.get_rng_state(processes.device))
+    processes.on_main(lambda: _write(folder, trainee, optimizer, position, random))
+
+
+def _write(
+    folder: AnyPath,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    random: dict[str, torch.Tensor],
+) -> None:
     tensors: dict[str, torch.Tensor] = {f"weights/{name}": parameter for name, parameter in trainee.parameters.items()}
     for name, parameter in trainee.parameters.items():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{part}/{name}": state[part] for part in _STATE if part in state}
-    tensors["random"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
-    write_weights(folder / NAME, tensors, {"position": json.dumps(asdict(position))})
+    write_weights(folder / NAME, {**tensors, **random}, {"position": json.dumps(asdict(position))})
 
 
-def load(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer) -> Position:
-    """Puts weights, optimizer and random state back; a fresh Position where there is no checkpoint."""
+def load(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer, processes: Processes = ALONE) -> Position:
+    """Puts weights, optimizer and each process's random state back; a fresh Position where there is no checkpoint."""
     path = folder / NAME
     if not path.exists():
         return Position()
@@ -54,7 +72,7 @@ def load(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer) ->
         state = {part: tensors[f"{part}/{name}"].to(parameter.device) for part in _STATE if f"{part}/{name}" in tensors}
         if state:
             optimizer.state[parameter] = state
-    torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_cuda"])
+    torch.set_rng_state(tensors["random"][processes.rank].clone())
+    if "random_cuda" in tensors and processes.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random_cuda"][processes.rank].clone(), processes.device)
     return position

@@ -1,40 +1,18 @@
-"""Training batches from shards: filtered with nothing dropped unsaid, shuffled, resumable at any batch."""
+"""One language's training data from shards: filtered with nothing dropped unsaid, shuffled, resumable at any batch."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
 
-import numpy as np
 import torch
 
-from cache.distributions import stored_log_probs
 from cache.errors import PipelineError
-from cache.order import samples
 from cache.settings import differences
 from cache.shards import ShardReader
-from stages.audio import decode_flac
+from stages.train_student.batches import Batch, Collate, Row, read_batches
 from stages.train_student.filters import check_filters, reasons_to_leave_out
-from stages.train_student.losses import TeacherTargets
 from stages.train_student.settings import TrainSettings
-from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import decoder_inputs, prompt_ids, reason_to_leave_out, target_ids, target_positions
-from stages.whisper.window import POSITIONS_PER_SECOND
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B clips with N real target positions; T decoder positions, S encoder positions."""
-
-    ids: list[str]
-    features: torch.Tensor  # (B, mels, frames)
-    decoder_input_ids: torch.Tensor  # (B, T)
-    positions: tuple[torch.Tensor, torch.Tensor]  # (N,) rows and columns of the decoder positions that are trained
-    targets: torch.Tensor  # (N,)
-    encoder_mask: torch.Tensor  # (B, S) where there is audio
-    decoder_mask: torch.Tensor  # (B, T) where there is no padding
-    teacher: TeacherTargets | None
+from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 
 
 class TrainingData:
@@ -53,13 +31,13 @@ class TrainingData:
     ):
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
         self.student, self.prompt = student, prompt_ids(student, language)
-        self.log_mel = LogMel(student.model.config.num_mel_bins, student.audio_window_s)
+        self.collate = Collate(student)
         self.tail_V: torch.Tensor | None = None  # the teacher's mean tail
         self.pseudo = teacher is not None and teacher.settings.get("targets") == "pseudo"
         if teacher is not None:
             self._check_teacher(teacher)
             check_filters(teacher, settings)
-            self.tail_V = torch.from_numpy(teacher.tail())
+            self.tail_V, self.bits = torch.from_numpy(teacher.tail()), teacher.settings["bits"]
         self.left_out: list[dict[str, str]] = []
         groups = [self._index(shard) for shard in range(len(utterances.shards))]
         chosen = _choose_groups(groups, settings.train_fraction)
@@ -117,24 +95,27 @@ class TrainingData:
             name = self.teacher.shards[shard]["name"]
             raise PipelineError(f"{self.teacher.folder / name}: its ids are not those of the utterance shard, in order")
 
-    def batches(self, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from number `start` on; the last may be smaller."""
-        read = samples(self._load, [len(rows) for rows in self.kept], seed, epoch, start * batch_size)
-        while rows := list(islice(read, batch_size)):
-            yield self._collate(rows)
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch | None]:
+        """See `read_batches`."""
+        rows = [len(rows) for rows in self.kept]
+        return read_batches(self.load, rows, self.collate, batch_size, seed, epoch, start, rank, world)
 
-    def _load(self, shard: int) -> list[dict]:
+    def load(self, shard: int) -> list[Row]:
         """The kept rows of a shard, with the teacher's fields where there is one."""
         rows = self.utterances.read(shard)
         scored = self.teacher.read(shard) if self.teacher is not None else None
+        common = {"language": self.language, "prompt": self.prompt}
         loaded = []
         for row, number in ((rows[number], number) for number in self.kept[shard]):
             if scored is None:
-                loaded.append({**row, "targets": target_ids(self.student.tokenizer, row["text"], self.language)})
+                targets = target_ids(self.student.tokenizer, row["text"], self.language)
+                loaded.append({**row, **common, "targets": targets})
             else:
                 targets = scored[number]["targets"].tolist()
                 self._check_targets(targets, row, shard)
-                loaded.append({**row, **scored[number], "targets": targets})
+                loaded.append({**row, **scored[number], **common, "targets": targets, "bits": self.bits})
         return loaded
 
     def _check_targets(self, targets: list[int], row: dict, shard: int) -> None:
@@ -145,35 +126,6 @@ class TrainingData:
             raise PipelineError(
                 f"{where}: its targets are not the transcript's tokens: the shards do not belong together"
             )
-
-    def _collate(self, rows: list[dict]) -> Batch:
-        targets = [row["targets"] for row in rows]
-        window = self.student.audio_window_s * POSITIONS_PER_SECOND
-        real = torch.tensor([min(window, int(np.ceil(row["seconds"] * POSITIONS_PER_SECOND))) for row in rows])
-        inputs = decoder_inputs(self.prompt, targets, self.student.tokenizer.eos_token_id)
-        lengths = torch.tensor([len(self.prompt) + len(ids) - 1 for ids in targets])
-        return Batch(
-            ids=[row["id"] for row in rows],
-            features=self.log_mel([decode_flac(row["audio"], row["seconds"]) for row in rows]),
-            decoder_input_ids=inputs,
-            positions=target_positions(self.prompt, targets),
-            targets=torch.tensor([token for ids in targets for token in ids]),
-            encoder_mask=torch.arange(window) < real[:, None],
-            decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],
-            teacher=None if self.teacher is None else _teacher_targets(rows, self.teacher.settings["bits"]),
-        )
-
-
-def _teacher_targets(rows: list[dict], bits: int) -> TeacherTargets:
-    counts, ids, codes, tails = (
-        np.concatenate([row[name] for row in rows]) for name in ("top_counts", "top_ids", "top_probs", "tail_log_probs")
-    )
-    return TeacherTargets(
-        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
-        torch.from_numpy(ids.astype(np.int64)),
-        torch.from_numpy(stored_log_probs(codes, bits)),
-        torch.from_numpy(tails),
-    )
 
 
 def _choose_groups(shards: list[dict[int, str]], fraction: float) -> set[str]:

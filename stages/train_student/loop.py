@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +12,11 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prefetch import prefetch
 from stages.train_student import checkpoint
-from stages.train_student.data import Batch, TrainingData
-from stages.train_student.losses import gate_mean
+from stages.train_student.batches import Batch
+from stages.train_student.data import TrainingData
+from stages.train_student.losses import gate_sum
+from stages.train_student.mixture import Mixture
+from stages.train_student.processes import ALONE, Processes
 from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -23,26 +26,29 @@ Losses = dict[str, float]
 
 
 class Run:
-    """One training run. `total_steps` optimizer steps of `accumulate` batches each.
+    """One training run. `total_steps` optimizer steps of `accumulate` batches each, on every one of `processes`.
 
-    validate: returns {"wer": ..., "cer": ...} of the model as it is; save_best: called whenever the WER is the lowest yet.
+    validate: returns {"wer": ..., "cer": ...} of the model as it is, and any other rate for the curve.
+    save_best: called whenever the WER is the lowest yet.
     """
 
     def __init__(
         self,
         trainee: Trainee,
-        data: TrainingData,
+        data: TrainingData | Mixture,
         settings: TrainSettings,
         learning_rate: float,
         dtype: torch.dtype,
         folder: AnyPath,
         validate: Callable[[], dict[str, float]],
         save_best: Callable[[checkpoint.Position], None],
+        processes: Processes = ALONE,
     ):
         self.trainee, self.data, self.settings, self.dtype, self.folder = trainee, data, settings, dtype, folder
         self.validate, self.save_best, self.learning_rate = validate, save_best, learning_rate
         self.device = next(iter(trainee.parameters.values())).device
-        self.steps_per_epoch = math.ceil(len(data) / (settings.batch_size * settings.accumulate))
+        self.processes = processes
+        self.steps_per_epoch = math.ceil(len(data) / (settings.batch_size * settings.accumulate * processes.count))
         self.total_steps = settings.max_steps or max(1, round(settings.epochs * self.steps_per_epoch))
         # fused: one pass over the weights, on the CPU too
         self.optimizer = torch.optim.AdamW(
@@ -55,11 +61,13 @@ class Run:
 
     def train(self, progress: Callable[[int, int, Losses], None]) -> checkpoint.Position:
         """Trains to the end; progress is called with steps done, steps in all, and the step's losses."""
-        torch.manual_seed(self.settings.seed)
-        position = checkpoint.load(self.folder, self.trainee, self.optimizer)
-        self._cut_curve(position.step)
+        torch.manual_seed(self.settings.seed + self.processes.rank)
+        position = checkpoint.load(self.folder, self.trainee, self.optimizer, self.processes)
+        self._check_folder(position.step)
+        if self.processes.main:
+            self._cut_curve(position.step)
         progress(position.step, self.total_steps, {})
-        for batches in prefetch(self._steps(position.step)):
+        for batches in self.processes.agreed(prefetch(self._steps(position.step))):
             position.unlogged.append(self._step(batches, position.step))
             position.step += 1
             progress(position.step, self.total_steps, position.unlogged[-1])
@@ -69,44 +77,75 @@ class Run:
             if validated := self._is_validation(position.step):
                 position = self._validate(position)
             if validated or position.step % self.settings.save_every == 0:
-                checkpoint.save(self.folder, self.trainee, self.optimizer, position)
+                checkpoint.save(self.folder, self.trainee, self.optimizer, position, self.processes)
         return position
 
-    def _steps(self, start: int) -> Iterator[list[Batch]]:
-        """The batches of each optimizer step from step number `start` on."""
-        accumulate, size = self.settings.accumulate, self.settings.batch_size
+    def _check_folder(self, step: int) -> None:
+        if self.processes.sum([step])[0] != step * self.processes.count:
+            raise PipelineError(
+                f"{self.folder}: not all processes see the same checkpoint: give a folder that they share"
+            )
+
+    def _steps(self, start: int) -> Iterator[list[Batch | None]]:
+        """The batches of each optimizer step from step number `start` on; None where only other processes have one."""
+        accumulate, size, here = self.settings.accumulate, self.settings.batch_size, self.processes
         for step in range(start, self.total_steps):
             epoch, within = divmod(step, self.steps_per_epoch)
             if step == start or within == 0:
-                batches = self.data.batches(size, self.settings.seed, epoch, within * accumulate)
+                batches = self.data.batches(size, self.settings.seed, epoch, within * accumulate, here.rank, here.count)
             yield [batch for _, batch in zip(range(accumulate), batches, strict=False)]
 
-    def _step(self, batches: list[Batch], step: int) -> Losses:
-        """One optimizer step. Losses are summed over all its positions and divided once by their number."""
+    def _step(self, batches: Sequence[Batch | None], step: int) -> Losses:
+        """One optimizer step. Losses are summed over all its positions, on all processes, and divided once by their number."""
         share = step / self.total_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * _schedule(step, self.total_steps, self.settings.warmup)
         self.trainee.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        positions = sum(len(batch.targets) for batch in batches)
-        losses: Losses = {}
+        own = [batch for batch in batches if batch is not None]
+        positions = round(self.processes.sum([sum(len(batch.targets) for batch in own)])[0])
+        parts = dict.fromkeys(self._parts(), 0.0)
         for batch in batches:
-            loss, parts = self._loss(batch, positions, self.settings.gate_noise * share)
-            if not torch.isfinite(loss):
-                self._refuse("loss", step, batches)
-            loss.backward()
-            losses = {name: losses.get(name, 0.0) + value for name, value in parts.items()}
+            loss, found = self._loss(batch, positions, self.settings.gate_noise * share)
+            if loss.requires_grad:
+                loss.backward()
+            parts = {name: value + found.get(name, 0.0) for name, value in parts.items()}
+        self._sum_gradients(parts, step, own)
         norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters.values(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
-            self._refuse("gradient", step, batches)
+            raise self._not_finite("gradient", step, own)
         self.optimizer.step()
-        return {**losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        losses = dict(zip(parts, self.processes.sum(list(parts.values())), strict=True))
+        return {"loss": self._weighted(losses), **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _loss(self, batch: Batch, positions: int, noise: float) -> tuple[torch.Tensor, Losses]:
+    def _parts(self) -> list[str]:
+        """What the loss is made of, and the mean gate."""
+        distilled = ["kd"] if self.data.tail_V is not None else []
+        return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.student else [])]
+
+    def _weighted(self, parts: Losses) -> float:
+        """L_CE + w_gate L_gate + w_kd L_KD"""
+        weights = {"ce": 1.0, "kd": self.settings.kd_weight, "gate": self.settings.gate_weight}
+        return sum(weight * parts[name] for name, weight in weights.items() if name in parts)
+
+    def _sum_gradients(self, parts: Losses, step: int, batches: list[Batch]) -> None:
+        """Over all processes; all of them end where one has something that is not finite, before it reaches the others."""
+        error = None if all(map(math.isfinite, parts.values())) else self._not_finite("loss", step, batches)
+        if self.processes.count > 1 and error is None:
+            gradients = [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
+            if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+                error = self._not_finite("gradient", step, batches)
+        self.processes.agree(error)
+        self.processes.sum_gradients(self.trainee.parameters.values())
+
+    def _loss(self, batch: Batch | None, positions: int, noise: float) -> tuple[torch.Tensor, Losses]:
         """This batch's share of the step's loss, L_CE + w_gate L_gate + w_kd L_KD, and its parts."""
-        settings, share = self.settings, len(batch.targets) / positions
+        settings = self.settings
+        if batch is None:
+            self._gate_mean({}, None)
+            return torch.zeros(()), {}
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast, self.trainee.route(noise) as routing:
+        with autocast, self.trainee.route(noise, batch.languages) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
             # padding is left behind here: only real target positions reach the projection and the losses
             sums = projection_loss(
@@ -120,18 +159,34 @@ class Run:
         loss, parts = sums.total / positions, {"ce": sums.cross_entropy / positions}
         if batch.teacher is not None:
             parts["kd"] = sums.divergence / positions
-        if routing.gates:
-            mean = gate_mean(routing.gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))
-            gate = (mean - settings.gate_budget).abs()
+        if self.trainee.student:
+            mean, targets = self._gate_mean(routing.gates, batch)
+            gate, share = (mean - settings.gate_budget).abs(), targets / positions
             loss = loss + share * settings.gate_weight * gate
-            parts |= {"gate": share * gate, "gate_mean": share * mean}
-        parts = {"loss": loss, **parts}
+            own = len(batch.targets) / positions  # each process counts what is the same on all of them by its targets
+            parts |= {"gate": own * gate, "gate_mean": own * mean}
         # to the host all at once
         return loss, dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
 
-    def _refuse(self, what: str, step: int, batches: list[Batch]) -> None:
+    def _gate_mean(self, gates: dict[str, list[torch.Tensor]], batch: Batch | None) -> tuple[torch.Tensor, int]:
+        """Over the real positions of this batch on all processes, differentiable in this one's; and its targets' number.
+
+        A process without a batch takes part in the sum.
+        """
+        if self.trainee.student is None:
+            return torch.zeros(()), 0
+        if batch is None:
+            self.processes.others([0.0, 0.0, 0.0])
+            return torch.zeros(()), 0
+        total, count = gate_sum(gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))
+        other_total, other_count, other_targets = self.processes.others([total.item(), count, len(batch.targets)])
+        if not math.isfinite(other_total):
+            other_total = 0.0  # this step ends the run: the process that had it names its utterances
+        return (total + other_total) / (count + round(other_count)), len(batch.targets) + round(other_targets)
+
+    def _not_finite(self, what: str, step: int, batches: list[Batch]) -> PipelineError:
         names = ", ".join(name for batch in batches for name in batch.ids)
-        raise PipelineError(
+        return PipelineError(
             f"{what} is not finite at step {step + 1}, before the weights were changed; lower learning_rate or look at "
             f"these utterances: {names}"
         )
@@ -142,24 +197,19 @@ class Run:
     def _validate(self, position: checkpoint.Position) -> checkpoint.Position:
         self.trainee.model.eval()
         rates = self.validate()
-        self._log(
-            {
-                "step": position.step,
-                "epoch": self._epoch(position.step),
-                "validation_wer": rates["wer"],
-                "validation_cer": rates["cer"],
-            }
-        )
+        measured = {f"validation_{name}": rate for name, rate in rates.items()}
+        self._log({"step": position.step, "epoch": self._epoch(position.step), **measured})
         if rates["wer"] < position.best_wer:
             position = replace(position, best_step=position.step, best_wer=rates["wer"])
-            self.save_best(position)
+            self.processes.on_main(lambda: self.save_best(position))
         return position
 
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)
 
     def _log(self, row: dict[str, float]) -> None:
-        files.append_text(self.folder / CURVE, json.dumps(row) + "\n")
+        if self.processes.main:
+            files.append_text(self.folder / CURVE, json.dumps(row) + "\n")
 
     def _cut_curve(self, step: int) -> None:
         """Rows beyond the checkpoint come again, and so does one that a full disk cut short."""

@@ -1,9 +1,10 @@
-"""One training run from shards to a student's folder."""
+"""One training run from shards to a student's folder, or to one for each of several languages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from cache import files
@@ -11,18 +12,50 @@ from cache.errors import PipelineError
 from cache.settings import plain, superseded
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages import scoring
-from stages.audio import decode_flac
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, Run
+from stages.train_student.mixture import Mixture
+from stages.train_student.processes import ALONE, Processes
 from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
+from stages.train_student.validation import Validation, validate_languages, validation_clips
 from stages.whisper.decode import Transcriber
 from stages.whisper.models import Whisper, compute_dtype, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
-VALIDATION_BATCH = 16
+Progress = Callable[[int, int, Losses], None]
+
+
+def _silent(done: int, total: int, losses: Losses) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A language's shards, and the folder of what is trained on them."""
+
+    language: str
+    utterances: AnyPath  # the folder of `train` and `validation`
+    teacher: AnyPath | None  # of the teacher's shards, for method `clsr-kd` alone
+    out: AnyPath
+
+    @cached_property
+    def training(self) -> ShardReader:
+        return ShardReader(self.utterances / "train", "utterances")
+
+    @cached_property
+    def validation(self) -> ShardReader:
+        return ShardReader(self.utterances / "validation", "utterances")
+
+    @cached_property
+    def scored(self) -> ShardReader | None:
+        return None if self.teacher is None else ShardReader(self.teacher, "teacher")
+
+    def check_hashes(self) -> None:
+        for reader in (self.training, self.validation, self.scored):
+            if reader is not None:
+                reader.check_hashes()
 
 
 def train_student(
@@ -35,49 +68,64 @@ def train_student(
     settings: TrainSettings,
     device: torch.device,
     restart: bool = False,
-    progress: Callable[[int, int, Losses], None] = lambda done, total, losses: None,
+    progress: Progress = _silent,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Trains on `utterances`/train, keeps the weights with the lowest WER on `utterances`/validation in `out`.
 
     teacher: the folder of the teacher shards for method `clsr-kd`, else None. Goes on where it was interrupted;
     returns the facts of the run, which also lie in `out`/training.json.
     """
-    training = ShardReader(utterances / "train", "utterances")
-    validation = ShardReader(utterances / "validation", "utterances")
-    shards = ShardReader(teacher, "teacher") if teacher is not None else None
+    source = Source(language, utterances, teacher, out)
+    return train_together(base, method, [source], out, settings, device, restart, progress, processes)
+
+
+def train_together(
+    base: Whisper,
+    method: Method,
+    sources: Sequence[Source],
+    out: AnyPath,
+    settings: TrainSettings,
+    device: torch.device,
+    restart: bool = False,
+    progress: Progress = _silent,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """As `train_student`, on batches that mix the languages of `sources`; the mean of their WERs chooses the weights.
+
+    Experts go to their language's folder. What the languages share goes to `out`, with the curve and the run's facts; each
+    language's training.json says where its model lies.
+    """
     dtype = compute_dtype(settings.dtype, device)
-    facts = _facts(base, method, language, training, validation, shards, settings, dtype)
-    if (done := _finished(out, facts, restart)) is not None:
+    facts = _facts(base, method, sources, settings, dtype, processes)
+    if (done := processes.on_main(lambda: _finished(out, sources, facts, restart))) is not None:
         return done
     # before the folder is claimed: what is refused here must not stand in the way of the next run
-    for reader in [training, validation, *([shards] if shards is not None else [])] if settings.verify else []:
-        reader.check_hashes()
-    data = TrainingData(training, shards, base, language, settings)
-    clips = _validation_clips(validation, base, settings.max_validation)
-    files.write_json(out / PROGRESS, {"settings": facts})
-    files.write_jsonl(out / LEFT_OUT, data.left_out)
+    for source in sources if settings.verify else []:
+        source.check_hashes()
+    parts = [TrainingData(one.training, one.scored, base, one.language, settings) for one in sources]
+    data = parts[0] if len(parts) == 1 else Mixture(parts)
+    clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
+    processes.on_main(lambda: _claim(out, facts, data.left_out))
     torch.manual_seed(settings.seed)  # the gates' first weights
-    trainee = Trainee(base, method, language, settings)
-    base = trainee.whisper
-    base.model.to(device)
-    round_weights(base.model, dtype)
-    transcribe = Transcriber(base, language, dtype)
-    config = {
-        "method": method,
-        "base": base.source,
-        "base_weights": facts["base_weights"],
-        "audio_window_s": base.audio_window_s,
-    }
-
-    def validate() -> dict[str, float]:
-        with trainee.route():
-            return _validate(transcribe, clips, language)
+    trainee = Trainee(base, method, [one.language for one in sources], settings)
+    trainee.model.to(device)
+    round_weights(trainee.whisper.model, dtype)
+    validations = [
+        Validation(one.language, own, Transcriber(trainee.whisper, one.language, dtype))
+        for one, own in zip(sources, clips, strict=True)
+    ]
+    config = {name: facts[name] for name in ("method", "base", "base_weights", "audio_window_s")}
 
     def save_best(position: checkpoint.Position) -> None:
-        trainee.save(out, {**config, "step": position.step, "validation_wer": position.best_wer})
+        folders = {one.language: one.out for one in sources}
+        trainee.save(out, folders, {**config, "step": position.step, "validation_wer": position.best_wer})
+
+    def validate() -> dict[str, float]:
+        return validate_languages(trainee, validations, processes)
 
     rate = settings.learning_rate or LEARNING_RATES[method]
-    run = Run(trainee, data, settings, rate, dtype, out, validate, save_best)
+    run = Run(trainee, data, settings, rate, dtype, out, validate, save_best, processes)
     position = run.train(progress)
     if position.best_step < 0:
         raise PipelineError(f"{out}: no validation gave a word error rate, so that no weights were kept")
@@ -86,79 +134,84 @@ def train_student(
         "steps": position.step,
         "best_step": position.best_step,
         "best_validation_wer": position.best_wer,
-        "validation_utterances": len(clips),
+        "validation_utterances": sum(map(len, clips)),
         "training_utterances": len(data),
         "left_out": len(data.left_out),
         "not_chosen": data.not_chosen,
         "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
     }
-    files.write_json(out / RESULT, result)
-    _remove_working_files(out)
+    processes.on_main(lambda: _finish(out, sources, result, shared=trainee.student is None))
     return result
 
 
 def _facts(
     base: Whisper,
     method: Method,
-    language: str,
-    training: ShardReader,
-    validation: ShardReader,
-    teacher: ShardReader | None,
+    sources: Sequence[Source],
     settings: TrainSettings,
     dtype: torch.dtype,
+    processes: Processes,
 ) -> dict[str, Any]:
-    """Whatever the weights depend on."""
-    if (method == "clsr-kd") != (teacher is not None):
-        raise PipelineError(f"method {method} {'needs' if teacher is None else 'takes no'} teacher shards")
+    """Whatever the weights depend on; of several languages, lists."""
+    if any((method == "clsr-kd") != (source.teacher is not None) for source in sources):
+        raise PipelineError(f"method {method} {'needs' if method == 'clsr-kd' else 'takes no'} teacher shards")
+    of_each: dict[str, list[Any]] = {
+        "language": [source.language for source in sources],
+        "training_utterances": [source.training.fingerprint() for source in sources],
+        "validation_utterances": [source.validation.fingerprint() for source in sources],
+        "teacher_shards": [source.scored and source.scored.fingerprint() for source in sources],
+    }
     return plain(
         {
             "method": method,
-            "language": language,
             "base": base.source,
             "base_weights": base.fingerprint,
             "audio_window_s": base.audio_window_s,
-            "training_utterances": training.fingerprint(),
-            "validation_utterances": validation.fingerprint(),
-            "teacher_shards": teacher and teacher.fingerprint(),
+            **{name: values[0] if len(sources) == 1 else values for name, values in of_each.items()},
             **settings.model_dump(exclude={"dtype", "log_every", "save_every", "verify"}),
             "dtype": str(dtype).removeprefix("torch."),
+            **({"processes": processes.count} if processes.count > 1 else {}),
         }
     )
 
 
-def _finished(out: AnyPath, facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
-    """The result where the run is already done. Raises PipelineError where `out` holds another run, unless `restart`."""
-    for name in (RESULT, PROGRESS):
-        if (out / name).exists():
-            found = files.read_json(out / name)
-            if not superseded(out, found["settings"], facts, restart) and name == RESULT:
-                _remove_working_files(out)
-                return found
-    files.remove_temporaries(out)
-    return None
+def _finished(out: AnyPath, sources: Sequence[Source], facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+    """The result where the run is already done, in all its folders.
+
+    Raises PipelineError where one of them holds another run, unless `restart`.
+    """
+    results = []
+    for folder in dict.fromkeys([*(source.out for source in sources), out]):
+        found = None
+        for name in (RESULT, PROGRESS):
+            if (folder / name).exists():
+                earlier = files.read_json(folder / name)
+                if not superseded(folder, earlier["settings"], facts, restart) and name == RESULT:
+                    found = earlier
+        results.append(found)
+        files.remove_temporaries(folder)
+    if None in results:
+        (out / RESULT).unlink(missing_ok=True)
+        return None
+    _remove_working_files(out)
+    return results[-1]
+
+
+def _claim(out: AnyPath, facts: dict[str, Any], left_out: list[dict[str, str]]) -> None:
+    files.write_json(out / PROGRESS, {"settings": facts})
+    files.write_jsonl(out / LEFT_OUT, left_out)
+
+
+def _finish(out: AnyPath, sources: Sequence[Source], result: dict[str, Any], shared: bool) -> None:
+    for source in sources:
+        if source.out != out:
+            files.write_json(
+                source.out / RESULT, {**result, "run": str(out), "model": str(out if shared else source.out)}
+            )
+    files.write_json(out / RESULT, result)
+    _remove_working_files(out)
 
 
 def _remove_working_files(out: AnyPath) -> None:
     for name in (PROGRESS, checkpoint.NAME):
         (out / name).unlink(missing_ok=True)
-
-
-def _validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[tuple[np.ndarray, str]]:
-    """(clip, transcript) of the first `most` utterances that fit the window, shortest first."""
-    clips: list[tuple[np.ndarray, str]] = []
-    for shard in range(len(validation.shards)):
-        if len(clips) < most:
-            rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
-            clips += [(decode_flac(row["audio"], row["seconds"]), row["text"]) for row in rows]
-    if not clips:
-        raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
-    return sorted(clips[:most], key=lambda pair: len(pair[0]))
-
-
-def _validate(transcribe: Transcriber, clips: list[tuple[np.ndarray, str]], language: str) -> dict[str, float]:
-    rows = []
-    for start in range(0, len(clips), VALIDATION_BATCH):
-        batch = clips[start : start + VALIDATION_BATCH]
-        transcripts = transcribe([clip for clip, _ in batch])
-        rows += [scoring.score(text, got.text, language) for (_, text), got in zip(batch, transcripts, strict=True)]
-    return scoring.totals(rows)

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["clsr", "clsr-kd", "full"]
-METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "full")
-LEARNING_RATES = {"clsr": 1e-4, "clsr-kd": 1e-4, "full": 1e-5}
+Method = Literal["clsr", "clsr-kd", "lora", "full"]
+METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "lora", "full")
+LEARNING_RATES = {"clsr": 1e-4, "clsr-kd": 1e-4, "lora": 1e-4, "full": 1e-5}
 
 
 class TrainSettings(BaseModel):
@@ -17,7 +17,7 @@ class TrainSettings(BaseModel):
     train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, by whole groups")
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(2, ge=1, description="batches per optimizer step")
-    learning_rate: float | None = Field(None, gt=0, description="null: 1e-4 for experts, 1e-5 for method full")
+    learning_rate: float | None = Field(None, gt=0, description="null: 1e-4 for experts and LoRA, 1e-5 for method full")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
@@ -44,6 +44,9 @@ class TrainSettings(BaseModel):
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
     expert_dropout: float = Field(0.3, ge=0, lt=1)
+    lora_rank: int = Field(64, ge=1)
+    lora_alpha: float = Field(64, gt=0, description="the adapters' product is scaled by lora_alpha / lora_rank")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapters' input")
     validate_every: int | None = Field(None, ge=1, description="steps; null: at the end of each epoch")
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")

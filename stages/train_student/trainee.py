@@ -1,16 +1,19 @@
-"""What is trained, by method: experts and gates of a frozen Whisper, or all of its weights."""
+"""What is trained, by method: experts and gates of a frozen Whisper, low-rank adapters, or all of its weights."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import WhisperFeatureExtractor
 
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.student.experts import save_experts
+from stages.student.lora import add_lora, save_lora
 from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.student.routing import Routing
 from stages.train_student.settings import Method, TrainSettings
@@ -20,40 +23,60 @@ from stages.whisper.window import cut_audio_window, restore_audio_window
 
 
 class Trainee:
-    """A model with the parameters that a method trains, `parameters` by name."""
+    """A model with the parameters that a method trains, `parameters` by name.
 
-    def __init__(self, whisper: Whisper, method: Method, language: str, settings: TrainSettings):
-        self.whisper, self.language = whisper, language
+    languages: one code or several; of the methods with experts each has its own, of the others they share all weights.
+    """
+
+    def __init__(self, whisper: Whisper, method: Method, languages: str | Sequence[str], settings: TrainSettings):
+        self.whisper = whisper
+        self.languages = [languages] if isinstance(languages, str) else list(languages)
+        self.adapter: PeftModel | None = None
         self.student: DistilWhisperForConditionalGeneration | None = None
         self.parameters: dict[str, nn.Parameter]
-        if method == "full":
+        if method == "lora":
+            self.adapter, self.parameters = add_lora(
+                whisper, settings.lora_rank, settings.lora_alpha, settings.lora_dropout
+            )
+        elif method == "full":
             whisper.model.requires_grad_(True)
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
             options = dict(skip_gate=settings.skip_gate, expert_dropout=settings.expert_dropout)
-            self.student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, [language], **options)
+            self.student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, self.languages, **options)
             self.whisper = replace(whisper, model=self.student)
-            self.parameters = self.student.expert_state(language)
+            experts = {language: self.student.expert_state(language) for language in self.languages}
+            self.parameters = {f"{code}.{name}": p for code, state in experts.items() for name, p in state.items()}
 
     @property
     def model(self) -> nn.Module:
         return self.whisper.model
 
-    def route(self, noise: float = 0.0) -> AbstractContextManager[Routing]:
-        return self.student.route(self.language, noise) if self.student else nullcontext(Routing())
+    def route(self, noise: float = 0.0, languages: Sequence[str] | None = None) -> AbstractContextManager[Routing]:
+        """languages: of each row of the batch; None where there is one alone."""
+        if self.student is None:
+            return nullcontext(Routing())
+        chosen = set(languages or self.languages)
+        return self.student.route(chosen.pop() if len(chosen) == 1 else languages, noise)
 
     def hidden(self, features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
         """The decoder's output (B, T, D), before the projection onto the vocabulary."""
         outputs = self.whisper.model.model(features, decoder_input_ids=decoder_input_ids, use_cache=False)
         return outputs.last_hidden_state
 
-    def save(self, folder: AnyPath, config: dict[str, Any]) -> None:
-        """Experts alone, or a plain Whisper folder in float16 that any Whisper reader takes."""
-        if self.student:
-            save_experts(self.student, self.language, folder, config)
+    def save(self, out: AnyPath, folders: dict[str, AnyPath], config: dict[str, Any]) -> None:
+        """Each language's expert into its own of `folders`; what the languages share into `out`.
+
+        That is an adapter alone, or a plain Whisper folder in float16 that any Whisper reader takes.
+        """
+        if self.adapter:
+            save_lora(self.adapter, out, {"languages": self.languages, **config})
+        elif self.student:
+            for language, folder in folders.items():
+                save_experts(self.student, language, folder, config)
         else:
-            self._save_whisper(folder)
+            self._save_whisper(out)
 
     def _save_whisper(self, folder: AnyPath) -> None:
         model, window = self.whisper.model, self.whisper.audio_window_s

@@ -1,0 +1,94 @@
+"""LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from cache import files
+from cache.errors import PipelineError
+from cache.storage import AnyPath
+from stages.whisper.models import Whisper, load_whisper
+from stages.whisper.weights import read_weights, write_weights
+
+WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
+TARGETS = ["fc1", "fc2"]  # of every encoder and decoder layer
+FORMAT_VERSION = 1
+REQUIRED = ("languages", "base", "base_weights", "audio_window_s")
+
+
+def is_lora_folder(folder: AnyPath) -> bool:
+    return (folder / CONFIG).exists()
+
+
+def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple[PeftModel, dict[str, nn.Parameter]]:
+    """Puts fresh adapters, whose product is 0 at first, into the model in place; the parameters to be trained, by name.
+
+    No task_type: PEFT's own for sequence-to-sequence models calls them with `input_ids`, which Whisper does not take.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none")  # type: ignore[arg-type]
+    config.base_model_name_or_path = whisper.source
+    adapter = get_peft_model(whisper.model, config)
+    return adapter, {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
+
+
+def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> None:
+    """`PeftModel.from_pretrained(base, folder)` reads it; `config` (base, languages, window, ...) goes beside it."""
+    write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
+    settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+    files.write_json(folder / ADAPTER, plain)
+    files.write_json(folder / CONFIG, {"format_version": FORMAT_VERSION, **config})
+
+
+def read_lora_config(folder: AnyPath) -> dict[str, Any]:
+    """Raises PipelineError where the folder's facts are of another format version, or incomplete."""
+    config = files.read_json(folder / CONFIG)
+    found = config.get("format_version") if isinstance(config, dict) else None
+    if found != FORMAT_VERSION:
+        raise PipelineError(f"{folder / CONFIG}: format_version is {found!r}, expected {FORMAT_VERSION}")
+    if missing := [name for name in REQUIRED if name not in config]:
+        raise PipelineError(f"{folder / CONFIG}: no {', '.join(missing)} in it, expected {', '.join(REQUIRED)}")
+    return config
+
+
+def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
+    """The base with the adapter merged into it, a Whisper like any other: it costs nothing more to run.
+
+    Raises PipelineError where it was trained on other base weights or with another window, or does not fit.
+    """
+    config = read_lora_config(folder)
+    trained = config["audio_window_s"]
+    if audio_window_s not in (None, trained):
+        raise PipelineError(
+            f"{folder} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
+        )
+    whisper = load_whisper(config["base"], trained)
+    if whisper.fingerprint != config["base_weights"]:
+        raise PipelineError(
+            f"{folder / CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now has "
+            f"{whisper.fingerprint[:12]}: expected the same base model"
+        )
+    adapter = _adapter(whisper, folder)
+    state, wanted = read_weights(folder / WEIGHTS), _state(adapter)
+    for name in sorted(state.keys() | wanted.keys()):
+        found, expected = (list(tensors[name].shape) if name in tensors else None for tensors in (state, wanted))
+        if found != expected:
+            raise PipelineError(f"{folder / WEIGHTS}: tensor '{name}' has shape {found}, expected {expected}")
+    set_peft_model_state_dict(adapter, state)
+    adapter.merge_and_unload()
+    whisper.model.requires_grad_(False).eval()
+    return whisper
+
+
+def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:
+    settings = files.read_json(folder / ADAPTER)
+    try:
+        return get_peft_model(whisper.model, LoraConfig(**settings))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise PipelineError(f"{folder / ADAPTER}: not a LoRA configuration for this model ({error})") from None
+
+
+def _state(adapter: PeftModel) -> dict[str, torch.Tensor]:
+    return get_peft_model_state_dict(adapter, save_embedding_layers=False)
