@@ -1,5 +1,6 @@
 """LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none")  # type: ignore[arg-type]
     config.base_model_name_or_path = whisper.source
-    adapter = get_peft_model(whisper.model, config)
+    adapter = _adapted(whisper, config)
     return adapter, {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
 
 
@@ -85,9 +86,15 @@ def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
 def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:
     settings = files.read_json(folder / ADAPTER)
     try:
-        return get_peft_model(whisper.model, LoraConfig(**settings))
+        return _adapted(whisper, LoraConfig(**settings))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise PipelineError(f"{folder / ADAPTER}: not a LoRA configuration for this model ({error})") from None
+
+
+def _adapted(whisper: Whisper, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks the model for what transformers has renamed
+        return get_peft_model(whisper.model, config)
 
 
 def _state(adapter: PeftModel) -> dict[str, torch.Tensor]:

@@ -51,6 +51,15 @@ class TrainSettings(BaseModel):
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
+    spec_augment: bool = Field(False, description="mask stretches of the student's input while it trains (SpecAugment)")
+    mask_time_prob: float = Field(0.05, ge=0, le=1, description="share of the frames; less where stretches overlap")
+    mask_time_length: int = Field(10, ge=1, description="frames of 10 ms")
+    mask_feature_prob: float = Field(0.1, ge=0, le=1, description="share of the mel bins")
+    mask_feature_length: int = Field(10, ge=1, description="mel bins")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep the layers' inputs alone and compute them again for the gradient: less memory, more time",
+    )
     seed: int = Field(0, ge=0)
     verify: bool = Field(False, description="before training check the hash of every shard, not its size alone")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -49,6 +49,9 @@ class Trainee:
             experts = {language: self.student.expert_state(language) for language in self.languages}
             self.parameters = {f"{code}.{name}": p for code, state in experts.items() for name, p in state.items()}
 
+        if settings.gradient_checkpointing:
+            self.whisper.model.activation_checkpointing_enable({"use_reentrant": False})
+
     @property
     def model(self) -> nn.Module:
         return self.whisper.model
