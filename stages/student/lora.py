@@ -29,7 +29,6 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
     No task_type: PEFT's own for sequence-to-sequence models calls them with `input_ids`, which Whisper does not take.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none")  # type: ignore[arg-type]
-    config.base_model_name_or_path = whisper.source
     adapter = _adapted(whisper, config)
     return adapter, {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
 
@@ -38,6 +37,7 @@ def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> No
     """`PeftModel.from_pretrained(base, folder)` reads it; `config` (base, languages, window, ...) goes beside it."""
     write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
     settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
+    settings["base_model_name_or_path"] = config["base"]  # PEFT takes the folder that it was read from
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)
     files.write_json(folder / CONFIG, {"format_version": FORMAT_VERSION, **config})
@@ -93,7 +93,7 @@ def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:
 
 def _adapted(whisper: Whisper, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks the model for what transformers has renamed
+        warnings.simplefilter("ignore")  # PEFT asks for what transformers has renamed, and knows a base by its folder
         return get_peft_model(whisper.model, config)
 
 
