@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
 from pipeline.cli_cache import cache_group
+from pipeline.cli_experts import experts_group
 from pipeline.options import examples, printable, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
@@ -257,6 +258,7 @@ def transcribe_command(
 
 
 cli.add_command(cache_group)
+cli.add_command(experts_group)
 
 
 def main() -> None:

@@ -14,15 +14,8 @@ from cache.distributions import quantise, stored_log_probs
 from cache.shards import ShardReader, ShardWriter
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
-from stages.train_student.losses import (
-    Bins,
-    TeacherTargets,
-    cross_entropy_sum,
-    divergence_sum,
-    forward_kl_sum,
-    gate_mean,
-    jensen_shannon_sum,
-)
+from stages.train_student.losses import Bins, TeacherTargets, forward_kl_sum, gate_mean, jensen_shannon_sum
+from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.models import load_whisper
@@ -70,8 +63,17 @@ def cached(teacher_logits: np.ndarray, counts: int | list[int], exact: bool = Tr
     return TeacherTargets(*map(torch.from_numpy, (positions, ids, stored, tail)))
 
 
+def divergence_sum(
+    name: str, tail: str, teacher: TeacherTargets, logits: torch.Tensor, tail_V: torch.Tensor | None
+) -> torch.Tensor:
+    """The divergence alone, through a projection that changes nothing."""
+    objective = Objective(ce_weight=0, kd_weight=1, divergence=name, tail=tail)
+    targets = torch.zeros(len(logits), dtype=torch.int64)
+    return projection_loss(logits, torch.eye(logits.shape[1]), targets, objective, teacher, tail_V).total
+
+
 def sparse(name: str, teacher: TeacherTargets, student_logits: torch.Tensor) -> torch.Tensor:
-    return divergence_sum(name, "bucket", teacher, student_logits.log_softmax(-1), None)
+    return divergence_sum(name, "bucket", teacher, student_logits, None)
 
 
 def random_logits(seed: int, positions: int = 5, vocabulary: int = 12, scale: float = 2.0) -> np.ndarray:
@@ -87,7 +89,7 @@ def test_cross_entropy_is_that_of_torch(smoothing):
     targets = torch.tensor([0, 30, 5, 5, 2, 9, 17])
     expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
     (wanted,) = torch.autograd.grad(expected, logits)
-    found = cross_entropy_sum(logits.log_softmax(-1), targets, smoothing)
+    found = projection_loss(logits, torch.eye(31), targets, Objective(smoothing)).total
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted)
 
@@ -215,7 +217,7 @@ def test_bucket_merges_at_each_position_what_is_not_kept_there(name, counts):
     p, q = torch.from_numpy(softmax(teacher)), exact.softmax(-1)
     kept = kept_tokens(softmax(teacher), counts)
     expected = sum(dense_torch(name, merged(p[n], kept[n]), merged(q[n], kept[n])) for n in range(5))
-    found = divergence_sum(name, "bucket", cached(teacher, counts), logits.log_softmax(-1), None)
+    found = divergence_sum(name, "bucket", cached(teacher, counts), logits, None)
     assert_is(expected, exact, found, logits)
 
 
@@ -225,7 +227,7 @@ def test_renormalise_leaves_the_teacher_nothing_but_the_kept_tokens(name):
     teacher, (logits, exact) = random_logits(1), student_of(2)
     p = np.where(kept_tokens(softmax(teacher), COUNTS), softmax(teacher), 0)
     expected = safe_torch(name, torch.from_numpy(p / p.sum(-1, keepdims=True)), exact.softmax(-1))
-    found = divergence_sum(name, "renormalise", cached(teacher, COUNTS), logits.log_softmax(-1), None)
+    found = divergence_sum(name, "renormalise", cached(teacher, COUNTS), logits, None)
     assert_is(expected, exact, found, logits)
 
 
@@ -253,7 +255,7 @@ def test_spread_lays_the_tail_over_the_mean_tail(mean_tail, scale):
     np.testing.assert_allclose(p.sum(-1), 1)
     expected = safe_torch("kl", torch.from_numpy(p), exact.softmax(-1))
     tail = torch.from_numpy(tail_V.astype(np.float32))
-    found = divergence_sum("kl", "spread", cached(teacher, COUNTS), logits.log_softmax(-1), tail)
+    found = divergence_sum("kl", "spread", cached(teacher, COUNTS), logits, tail)
     assert_is(expected, exact, found, logits)
 
 
@@ -269,7 +271,7 @@ def test_a_teacher_without_any_tail(name, tail):
         targets = cached(np.log(p), 4)
     assert (targets.tail_log_probs == -torch.inf).all()
     expected = safe_torch(name, torch.from_numpy(p), exact.softmax(-1))
-    found = divergence_sum(name, tail, targets, logits.log_softmax(-1), torch.full((12,), 1 / 12))
+    found = divergence_sum(name, tail, targets, logits, torch.full((12,), 1 / 12))
     assert_is(expected, exact, found, logits)
 
 
@@ -339,11 +341,8 @@ def per_position(run: Run, batch) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad(), run.trainee.route() as routing:
         hidden = run.trainee.hidden(batch.features, batch.decoder_input_ids)[batch.positions]
         assert routing.gates or run.trainee.student is None
-    log_probs = F.linear(hidden, run.trainee.whisper.model.proj_out.weight).log_softmax(-1)
-    losses = [
-        cross_entropy_sum(row[None], target[None], 0.1) for row, target in zip(log_probs, batch.targets, strict=True)
-    ]
-    return hidden, torch.stack(losses)
+    logits = F.linear(hidden, run.trainee.whisper.model.proj_out.weight)
+    return hidden, F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("method", ["clsr", "full"])

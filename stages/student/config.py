@@ -6,6 +6,8 @@ import torch
 from transformers import WhisperConfig
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+GATE_DIM = 64  # of the gates, as published
+
 
 class DistilWhisperConfig(WhisperConfig):
     """Whisper's, and: the languages with an expert, the gates' inner width, and what training does to them."""
@@ -13,7 +15,7 @@ class DistilWhisperConfig(WhisperConfig):
     model_type = "distilwhisper"
 
     languages: list | None = None
-    gate_dim: int = 64
+    gate_dim: int = GATE_DIM
     skip_gate: float | int = 0.2
     expert_dropout: float | int = 0.3
     gate_dropout: float | int = 0.1

@@ -1,17 +1,24 @@
 """An expert on disk: `experts.safetensors` and `experts.json`, never a copy of the frozen model."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cache import files
+from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.student.packing import Precision, Tensors, pack, unpack
+from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
+from stages.whisper.languages import language_code
 from stages.whisper.weights import read_weights, write_weights
 
+if TYPE_CHECKING:
+    from stages.student.model import DistilWhisperForConditionalGeneration
+
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # version 1 knew float16 at full rank alone, and is stored the same
 REQUIRED = ("language", "base", "base_weights", "audio_window_s")
 
 
@@ -19,33 +26,96 @@ def is_experts_folder(folder: AnyPath) -> bool:
     return (folder / CONFIG).exists()
 
 
+def find_expert(source: str, language: str | None) -> AnyPath:
+    """The folder or URL `source`, or a copy of what is needed of it where it is a hub id. Raises PipelineError."""
+    folder = storage.path(source).expanduser()
+    if isinstance(folder, Path) and not folder.exists():
+        return from_hub(source, [WEIGHTS, CONFIG, *([file_name(language)] if language else [])])
+    return folder
+
+
 def save_experts(
-    student: DistilWhisperForConditionalGeneration, language: str, folder: AnyPath, config: dict[str, Any]
+    student: "DistilWhisperForConditionalGeneration",
+    language: str,
+    folder: AnyPath,
+    config: dict[str, Any],
+    precision: Precision = "fp16",
+    rank: int | None = None,
 ) -> None:
-    """Writes the expert of `language` in float16; `config` (base, language, window, ...) goes beside it."""
-    state = {name: parameter.to(torch.float16) for name, parameter in student.expert_state(language).items()}
-    write_weights(folder / WEIGHTS, state)
-    parameters = sum(tensor.numel() for tensor in state.values())
-    header = {"format_version": FORMAT_VERSION, "language": language, "parameters": parameters}
-    files.write_json(folder / CONFIG, {**header, **config})
+    """Writes the expert of `language`, see `pack`; `config` (base, base_weights, audio_window_s, ...) goes beside it."""
+    write_expert(folder, language, student.expert_state(language), student.shared_state(), config, precision, rank)
+
+
+def write_expert(
+    folder: AnyPath,
+    language: str,
+    state: Tensors,
+    shared: Tensors,
+    config: dict[str, Any],
+    precision: Precision = "fp16",
+    rank: int | None = None,
+) -> None:
+    """Raises PipelineError where the expert cannot be stored so, before anything is written."""
+    write_weights(folder / WEIGHTS, pack(state, shared, precision, rank))
+    header = {
+        "format_version": FORMAT_VERSION,
+        "language": language,
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "precision": precision,
+        "rank": rank,
+    }
+    files.write_json(folder / CONFIG, header | {name: value for name, value in config.items() if name not in header})
 
 
 def read_config(folder: AnyPath) -> dict[str, Any]:
     """Raises PipelineError where the folder holds no expert, or one of another format version."""
     config = files.read_json(folder / CONFIG)
     found = config.get("format_version") if isinstance(config, dict) else None
-    if found != FORMAT_VERSION:
+    if found not in READABLE:
         raise PipelineError(f"{folder / CONFIG}: format_version is {found!r}, expected {FORMAT_VERSION}")
     if missing := [name for name in REQUIRED if name not in config]:
         raise PipelineError(f"{folder / CONFIG}: no {', '.join(missing)} in it, expected {', '.join(REQUIRED)}")
-    return config
+    if not isinstance(config["language"], str):
+        raise PipelineError(f"{folder / CONFIG}: language is {config['language']!r}, expected a code")
+    return {"precision": "fp16", "rank": None, **config}
 
 
-def load_experts(student: DistilWhisperForConditionalGeneration, folder: AnyPath, language: str | None = None) -> str:
-    """Adds the folder's expert to `student`; returns its language. Raises PipelineError where it does not fit."""
-    found = read_config(folder)["language"]
-    if language not in (None, found):
-        raise PipelineError(f"{folder}: an expert for '{found}', asked for '{language}'")
-    language = found
-    student.load_expert_state(language, read_weights(folder / WEIGHTS), str(folder))
+def read_expert(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:
+    """The folder's expert in float32. Raises PipelineError where it does not fit the base whose FFNs are `shared`."""
+    config = read_config(folder)
+    return unpack(read_weights(folder / WEIGHTS), shared, config["precision"], config["rank"], str(folder))
+
+
+def load_experts(student: "DistilWhisperForConditionalGeneration", folder: AnyPath, language: str | None = None) -> str:
+    """Adds the expert in `folder`, one of ours or of the published ones, to `student`; returns its language's code.
+
+    language: code or name, which one of a published folder if it has several. Raises PipelineError where it does not fit,
+    or where a published folder's checkpoint has other shared FFNs than `student`; then nothing is added.
+    """
+    shared, published = student.shared_state(), published_languages(folder)
+    if published and not is_experts_folder(folder):
+        language = _chosen(folder, published, language)
+        state = read_published(folder, language, shared)
+        base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
+        check_published_base(folder, base, "this one")
+    else:
+        language = _chosen(folder, [read_config(folder)["language"]], language)
+        state = read_expert(folder, shared)
+    student.load_expert_state(language, state, str(folder))
     return language
+
+
+def _chosen(folder: AnyPath, there: list[str], wanted: str | None) -> str:
+    wanted = wanted and language_code(wanted)
+    if (wanted is None and len(there) > 1) or wanted not in (None, *there):
+        raise PipelineError(f"{folder}: holds experts for {', '.join(there)}: expected one of them, found {wanted}")
+    return wanted or there[0]
+
+
+def shared_of(whisper: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The FFNs of a plain Whisper under the experts' names: 'encoder.layers.0.expert.fc1.weight' and so on."""
+    return {
+        name.removeprefix("model.").replace(".fc", ".expert.fc"): tensor.detach()
+        for name, tensor in whisper.named_parameters()
+        if ".layers." in name and name.rsplit(".", 2)[1] in ("fc1", "fc2")
+    }

@@ -14,6 +14,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.student.clsr import FeedForward, RoutedFeedForward
 from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
+from stages.student.experts import find_expert, load_experts, save_experts
 from stages.student.routing import Languages, Router, Routing
 from stages.whisper.languages import language_code
 from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
@@ -114,14 +115,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         language: which one, where `source` holds several (a published checkpoint). Raises PipelineError where it does not
         fit this model.
         """
-        from stages.student.experts import load_experts
-
-        return load_experts(self, storage.path(str(source)), language and language_code(language))
+        code = language and language_code(language)
+        return load_experts(self, find_expert(str(source), code), code)
 
     def save_expert(self, folder: str | AnyPath, language: str, **facts: Any) -> None:
         """Writes the expert alone; facts: see `stages.student.experts.save_experts`."""
-        from stages.student.experts import save_experts
-
         save_experts(self, self._with_expert(language), storage.path(str(folder)), **facts)
 
     def _with_expert(self, language: str) -> str:

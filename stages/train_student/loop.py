@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from cache import files
 from cache.errors import PipelineError
@@ -15,9 +14,10 @@ from stages.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.batches import Batch
 from stages.train_student.data import TrainingData
-from stages.train_student.losses import TeacherTargets, cross_entropy_sum, divergence_sum, gate_sum
+from stages.train_student.losses import gate_sum
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import ALONE, Processes
+from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -148,22 +148,25 @@ class Run:
         with autocast, self.trainee.route(noise, batch.languages) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
             # padding is left behind here: only real target positions reach the projection and the losses
-            logits_NV = F.linear(hidden_BTD[batch.positions], self.trainee.whisper.model.proj_out.weight)
-        log_probs_NV = logits_NV.float().log_softmax(-1)
-        loss = cross_entropy_sum(log_probs_NV, batch.targets.to(self.device), settings.label_smoothing) / positions
-        parts = {"ce": loss.item()}
+            sums = projection_loss(
+                hidden_BTD[batch.positions],
+                self.trainee.whisper.model.proj_out.weight,
+                batch.targets.to(self.device),
+                Objective(settings.label_smoothing, 1, settings.kd_weight, settings.kd_divergence, settings.kd_tail),
+                batch.teacher and batch.teacher.to(self.device),
+                None if self.data.tail_V is None else self.data.tail_V.to(self.device),
+            )
+        loss, parts = sums.total / positions, {"ce": sums.cross_entropy / positions}
         if batch.teacher is not None:
-            teacher = TeacherTargets(*(tensor.to(self.device) for tensor in vars(batch.teacher).values()))
-            tail_V = None if self.data.tail_V is None else self.data.tail_V.to(self.device)
-            kd = divergence_sum(settings.kd_divergence, settings.kd_tail, teacher, log_probs_NV, tail_V) / positions
-            loss, parts = loss + settings.kd_weight * kd, {**parts, "kd": kd.item()}
+            parts["kd"] = sums.divergence / positions
         if self.trainee.student:
             mean, targets = self._gate_mean(routing.gates, batch)
             gate, share = (mean - settings.gate_budget).abs(), targets / positions
             loss = loss + share * settings.gate_weight * gate
             own = len(batch.targets) / positions  # each process counts what is the same on all of them by its targets
-            parts |= {"gate": own * gate.item(), "gate_mean": own * mean.item()}
-        return loss, parts
+            parts |= {"gate": own * gate, "gate_mean": own * mean}
+        # to the host all at once
+        return loss, dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
 
     def _gate_mean(self, gates: dict[str, list[torch.Tensor]], batch: Batch | None) -> tuple[torch.Tensor, int]:
         """Over the real positions of this batch on all processes, differentiable in this one's; and its targets' number.
@@ -176,10 +179,13 @@ class Run:
             self.processes.others([0.0, 0.0, 0.0])
             return torch.zeros(()), 0
         total, count = gate_sum(gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))
-        other_total, other_count, other_targets = self.processes.others([total.item(), count, len(batch.targets)])
-        if not math.isfinite(other_total):
-            other_total = 0.0  # this step ends the run: the process that had it names its utterances
-        return (total + other_total) / (count + round(other_count)), len(batch.targets) + round(other_targets)
+        targets = len(batch.targets)
+        if self.processes.count > 1:
+            other_total, other_count, other_targets = self.processes.others([total.item(), int(count), targets])
+            # one that is not finite ends the run with this step: the process that had it names its utterances
+            total = total + (other_total if math.isfinite(other_total) else 0.0)
+            count, targets = count + round(other_count), targets + round(other_targets)
+        return total / count, targets
 
     def _not_finite(self, what: str, step: int, batches: list[Batch]) -> PipelineError:
         names = ", ".join(name for batch in batches for name in batch.ids)

@@ -14,10 +14,13 @@ Tail = Literal["bucket", "spread", "renormalise"]
 class TeacherTargets:
     """The teacher at N positions: M kept tokens in all, and at each position the mass of all others."""
 
-    positions: torch.Tensor  # (M,) int64: which of the N
+    positions: torch.Tensor  # (M,) int64: which of the N, ascending
     ids: torch.Tensor  # (M,) int64
     log_probs: torch.Tensor  # (M,) float32
     tail_log_probs: torch.Tensor  # (N,) float32
+
+    def to(self, device: torch.device) -> "TeacherTargets":
+        return TeacherTargets(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 class Bins(NamedTuple):
@@ -25,20 +28,6 @@ class Bins(NamedTuple):
 
     kept_M: torch.Tensor
     tail_N: torch.Tensor
-
-
-def cross_entropy_sum(log_probs_NV: torch.Tensor, targets_N: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """As torch's cross entropy with label smoothing, from log-probabilities, so that the softmax is computed once."""
-    likelihood_N = log_probs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
-    if not label_smoothing:
-        return -likelihood_N.sum()
-    return -((1 - label_smoothing) * likelihood_N + label_smoothing * log_probs_NV.mean(-1)).sum()
-
-
-def student_bins(log_probs_NV: torch.Tensor, teacher: TeacherTargets) -> Bins:
-    kept = teacher.positions, teacher.ids
-    others_NV = log_probs_NV.index_put(kept, log_probs_NV.new_tensor(-torch.inf))
-    return Bins(log_probs_NV[kept], others_NV.logsumexp(-1))
 
 
 def teacher_bins(teacher: TeacherTargets, tail: Tail = "bucket") -> Bins:
@@ -70,37 +59,34 @@ def forward_kl_sum(teacher: Bins, student: Bins) -> torch.Tensor:
     return terms[0] + terms[1]
 
 
-def spread_kl_sum(
-    teacher: Bins, kept: TeacherTargets, log_probs_NV: torch.Tensor, tail_V: torch.Tensor
-) -> torch.Tensor:
+def spread_kl_sum(teacher: Bins, kept: TeacherTargets, student: Bins, tail_V: torch.Tensor) -> torch.Tensor:
     """Sum over positions of KL(p|q) over the full vocabulary, p's tail mass laid over `tail_V` outside the kept tokens.
 
-    tail_V: what the teacher's tail is on average, summing to one. Nothing of size (N, V) is made: over all tokens the sum
-    is one product with `tail_V`, from which the kept tokens' share is taken.
+    tail_V: what the teacher's tail is on average, summing to one. student.tail_N: log q @ tail_V, over all tokens: from
+    that one product the kept tokens' share is taken.
     """
-    weight_M = tail_V[kept.ids]
-    student_M = log_probs_NV[kept.positions, kept.ids]
+    weight_M, student_M = tail_V[kept.ids], student.kept_M
 
     def outside(over_all: torch.Tensor, of_kept_M: torch.Tensor) -> torch.Tensor:
-        return over_all.expand(len(log_probs_NV)).index_add(0, kept.positions, -of_kept_M)
+        return over_all.expand(len(student.tail_N)).index_add(0, kept.positions, -of_kept_M)
 
     mass_N = outside(tail_V.sum(), weight_M).clamp_min(1e-9)
     log_weight_N = outside(torch.xlogy(tail_V, tail_V).sum(), torch.xlogy(weight_M, weight_M)) / mass_N
-    log_q_N = outside(log_probs_NV @ tail_V, weight_M * student_M) / mass_N
+    log_q_N = outside(student.tail_N, weight_M * student_M) / mass_N
     tail_N, kept_M = teacher.tail_N.exp(), teacher.kept_M.exp()
     kept_sum = (torch.xlogy(kept_M, kept_M) - kept_M * student_M).sum()
     return kept_sum + (torch.xlogy(tail_N, tail_N) + tail_N * (log_weight_N - mass_N.log() - log_q_N)).sum()
 
 
 def divergence_sum(
-    name: Divergence, tail: Tail, teacher: TeacherTargets, log_probs_NV: torch.Tensor, tail_V: torch.Tensor | None
+    name: Divergence, tail: Tail, teacher: TeacherTargets, student: Bins, tail_V: torch.Tensor | None
 ) -> torch.Tensor:
     """The distillation loss, summed over positions; tail_V (the cache's mean tail) for `spread` alone."""
     bins = teacher_bins(teacher, tail)
     if tail == "spread":
         assert tail_V is not None and name == "kl"
-        return spread_kl_sum(bins, teacher, log_probs_NV, tail_V)
-    return DIVERGENCES[name](bins, student_bins(log_probs_NV, teacher))
+        return spread_kl_sum(bins, teacher, student, tail_V)
+    return DIVERGENCES[name](bins, student)
 
 
 DIVERGENCES = {"js": jensen_shannon_sum, "kl": forward_kl_sum}
@@ -114,9 +100,9 @@ def gate_mean(gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, de
 
 def gate_sum(
     gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, decoder_BT: torch.Tensor
-) -> tuple[torch.Tensor, int]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum that `gate_mean` divides, and by what."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
     parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()
-    return total, int(sum(mask_BT.sum() for _, mask_BT in parts))
+    return total, torch.stack([mask_BT.sum() for _, mask_BT in parts]).sum()

@@ -18,7 +18,8 @@ from stages.audio import decode_flac
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import Job, ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
-from stages.train_student.losses import TeacherTargets, divergence_sum
+from stages.train_student.losses import TeacherTargets
+from stages.train_student.projection import Objective, logits_to_gradient_
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper, load_whisper
 from stages.whisper.targets import decoder_inputs, prompt_ids, target_ids, target_positions
@@ -40,8 +41,7 @@ def main() -> None:
     for name, (top_k, top_p) in KEPT.items():
         cached, tail_V = _cached(teacher, part, rows, top_k, top_p)
         for loss, tail in LOSSES:
-            sparse = partial(divergence_sum, loss, tail, cached, tail_V=tail_V)
-            value, gradient = _with_gradient(sparse, logits[1])
+            value, gradient = _sparse(loss, tail, cached, tail_V, logits[1])
             exact, wanted = _with_gradient(partial(_dense, loss, logits[0]), logits[1])
             cosine = F.cosine_similarity(gradient.flatten().double(), wanted.flatten().double(), dim=0)
             length = gradient.norm() / wanted.norm()
@@ -81,6 +81,16 @@ def _cached(
         tails,
     )
     return TeacherTargets(*map(torch.from_numpy, arrays)), torch.from_numpy(shard.tail_V / shard.tail_V.sum())
+
+
+def _sparse(
+    loss: str, tail: str, teacher: TeacherTargets, tail_V: torch.Tensor, logits_NV: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    objective = Objective(ce_weight=0, kd_weight=1, divergence=loss, tail=tail)
+    gradient_NV, targets_N = logits_NV.clone(), torch.zeros(len(logits_NV), dtype=torch.int64)
+    spread_V = tail_V.float() if tail == "spread" else None
+    _, value = logits_to_gradient_(gradient_NV, targets_N, objective, teacher, spread_V)
+    return value.item(), gradient_NV
 
 
 def _dense(loss: str, teacher_NV: torch.Tensor, log_q_NV: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,140 @@
+"""pipeline experts import, info, compress"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cache import storage
+from cache.errors import PipelineError
+from cache.storage import AnyPath
+from pipeline.commands.common import load, say
+from pipeline.options import printable
+from stages.student import experts
+from stages.student.packing import Precision, Tensors, check_choice, kept
+from stages.student.published import check_published_base, find_published, read_published
+from stages.whisper.models import Whisper
+from stages.whisper.window import FULL_WINDOW_S
+
+BYTES_PER_PARAMETER = 2  # of the base in float16, as it is released
+
+
+def import_published(base_source: str, source: str, language: str, out: AnyPath, check_base: bool) -> None:
+    _refuse_taken(out)
+    folder, line = find_published(source, language, check_base)
+    say(line)
+    base = load(base_source, FULL_WINDOW_S)
+    shared = experts.shared_of(base.model)
+    state = read_published(folder, language, shared)
+    checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
+    if check_base and not checked:
+        raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
+    config = {
+        "base": base.source,
+        "base_weights": base.fingerprint,
+        "base_parameters": _parameters(base),
+        "base_checked": checked,
+        "audio_window_s": FULL_WINDOW_S,
+        "source": source,
+    }
+    experts.write_expert(out, language, state, shared, config, _exact_precision(state))
+    trained_beside = f"beside {base.source}, as its checkpoint has it"
+    unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.source} was not checked"
+    say(f"{out}: {_summary(facts(out))}; {trained_beside if checked else unchecked}")
+
+
+def compress(folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None) -> None:
+    _refuse_taken(out)
+    config = experts.read_config(folder)
+    base = load(config["base"], None)
+    if base.fingerprint != config["base_weights"]:
+        raise PipelineError(
+            f"{folder / experts.CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now "
+            f"has {base.fingerprint[:12]}: expected the same base model"
+        )
+    shared = experts.shared_of(base.model)
+    check_choice(shared, precision, rank)
+    state = experts.read_expert(folder, shared)
+    before = {"precision": config["precision"], "rank": config["rank"]}
+    changed = {"base_parameters": _parameters(base), "compressed_from": config.get("compressed_from", before)}
+    header = ("format_version", "parameters", "precision", "rank")
+    carried = {name: value for name, value in config.items() if name not in header}
+    experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank)
+    say(f"{out}: {_summary(facts(out))}; {_kept(state, experts.read_expert(out, shared), shared)}")
+
+
+def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
+    return f"{100 * kept(state, stored, shared):.2f} % of what it changed of the FFNs is kept (squared norm)"
+
+
+def _refuse_taken(out: AnyPath) -> None:
+    if experts.is_experts_folder(out):
+        raise PipelineError(f"{out}: already holds an expert: remove it, or give another folder")
+
+
+def _parameters(base: Whisper) -> int:
+    return sum(parameter.numel() for parameter in base.model.parameters())
+
+
+def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
+    """float16 where that loses nothing, else float32."""
+    return "fp16" if all(torch.equal(tensor.half().float(), tensor) for tensor in state.values()) else "fp32"
+
+
+def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
+    found = [facts(folder) for folder in folders]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for each in found:
+        print(printable(each["folder"]))
+        for name, text in _lines(each):
+            print(f"  {name:<16} {printable(text)}")
+
+
+def facts(folder: AnyPath) -> dict[str, Any]:
+    """What the folder's configuration says, with its weights' bytes and their share of the base's in float16."""
+    config = experts.read_config(folder)
+    name = folder / experts.WEIGHTS
+    size = storage.sizes(folder).get(experts.WEIGHTS)
+    if size is None:
+        raise PipelineError(f"{name}: no such file")
+    whole = config.get("base_parameters")
+    share = size / (BYTES_PER_PARAMETER * whole) if isinstance(whole, int) and whole > 0 else None
+    return {"folder": str(folder), **config, "bytes": size, "share_of_base": share}
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "language", str(found["language"])
+    yield "base", f"{found['base']}, weights {str(found['base_weights'])[:12]}"
+    yield "audio window", f"{found['audio_window_s']} s"
+    if "source" in found:
+        yield "source", f"{found['source']}, base {'checked' if found.get('base_checked') else 'not checked'}"
+    yield "parameters", f"{found['parameters']:,}" if isinstance(found.get("parameters"), int) else "not known"
+    yield "stored as", _stored_as(found)
+    yield "bytes", f"{found['bytes']:,}, {_share(found)}"
+    yield "validation WER", _validation(found)
+
+
+def _summary(found: dict[str, Any]) -> str:
+    return (
+        f"expert for {found['language']}, {found['parameters'] / 1e6:.1f} M parameters, {_stored_as(found)}, "
+        f"{found['bytes']:,} bytes, {_share(found)}"
+    )
+
+
+def _stored_as(found: dict[str, Any]) -> str:
+    return f"{found['precision']}, " + ("full rank" if found["rank"] is None else f"rank {found['rank']}")
+
+
+def _share(found: dict[str, Any]) -> str:
+    share = found["share_of_base"]
+    return "share of the base's size not known" if share is None else f"{100 * share:.1f} % of the base in fp16"
+
+
+def _validation(found: dict[str, Any]) -> str:
+    wer = found.get("validation_wer")
+    if not isinstance(wer, int | float):
+        return "not known"
+    return f"{100 * wer:.1f} %" + (", before it was compressed" if "compressed_from" in found else "")
