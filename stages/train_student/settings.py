@@ -23,6 +23,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ce_weight: float = Field(1.0, ge=0)
     kd_weight: float = Field(2.0, ge=0)
     kd_divergence: Literal["js", "kl"] = "js"
     kd_tail: Literal["bucket", "spread", "renormalise"] = Field(
@@ -41,6 +42,11 @@ class TrainSettings(BaseModel):
     )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)
+    gate_positions: Literal["real", "all"] = Field(
+        "real",
+        description="whose gates the budget counts; all: padding, too, of the window and of the longest transcript",
+    )
+    gate_dropout: float = Field(0.1, ge=0, lt=1, description="on the gates' input")
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
     expert_dropout: float = Field(0.3, ge=0, lt=1)
