@@ -1,5 +1,6 @@
 """LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
     No task_type: PEFT's own for sequence-to-sequence models calls them with `input_ids`, which Whisper does not take.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none")  # type: ignore[arg-type]
-    config.base_model_name_or_path = whisper.source
-    adapter = get_peft_model(whisper.model, config)
+    adapter = _adapted(whisper, config)
     return adapter, {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
 
 
@@ -37,6 +37,7 @@ def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> No
     """`PeftModel.from_pretrained(base, folder)` reads it; `config` (base, languages, window, ...) goes beside it."""
     write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
     settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
+    settings["base_model_name_or_path"] = config["base"]  # PEFT takes the folder that it was read from
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)
     files.write_json(folder / CONFIG, {"format_version": FORMAT_VERSION, **config})
@@ -85,9 +86,15 @@ def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
 def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:
     settings = files.read_json(folder / ADAPTER)
     try:
-        return get_peft_model(whisper.model, LoraConfig(**settings))
+        return _adapted(whisper, LoraConfig(**settings))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise PipelineError(f"{folder / ADAPTER}: not a LoRA configuration for this model ({error})") from None
+
+
+def _adapted(whisper: Whisper, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks for what transformers has renamed, and knows a base by its folder
+        return get_peft_model(whisper.model, config)
 
 
 def _state(adapter: PeftModel) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """From loaded rows to the tensors of a batch, whose rows may be of several languages."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from cache.distributions import stored_log_probs
 from cache.order import samples
 from stages.audio import decode_flac
+from stages.train_student.augment import spec_augment
 from stages.train_student.losses import TeacherTargets
+from stages.train_student.settings import TrainSettings
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
 from stages.whisper.targets import decoder_inputs, target_positions
-from stages.whisper.window import POSITIONS_PER_SECOND
+from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 Row = dict[
     str, Any
@@ -41,8 +43,8 @@ class Batch:
 class Collate:
     """Rows -> Batch, for one student."""
 
-    def __init__(self, student: Whisper):
-        self.student = student
+    def __init__(self, student: Whisper, settings: TrainSettings):
+        self.student, self.settings = student, settings
         self.log_mel = LogMel(student.model.config.num_mel_bins, student.audio_window_s)
 
     def __call__(self, rows: list[Row]) -> Batch:
@@ -55,7 +57,7 @@ class Collate:
         return Batch(
             ids=[row["id"] for row in rows],
             languages=[row["language"] for row in rows],
-            features=self.log_mel([decode_flac(row["audio"], row["seconds"]) for row in rows]),
+            features=self._features(rows),
             decoder_input_ids=inputs,
             positions=target_positions(prompts[0], targets),
             targets=torch.tensor([token for ids in targets for token in ids]),
@@ -63,6 +65,22 @@ class Collate:
             decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],
             teacher=_teacher_targets(rows) if "top_ids" in rows[0] else None,
         )
+
+    def _features(self, rows: list[Row]) -> torch.Tensor:
+        features = self.log_mel([decode_flac(row["audio"], row["seconds"]) for row in rows])
+        if not self.settings.spec_augment:
+            return features
+        masked = []
+        for clip, row in zip(features, rows, strict=True):
+            frames = min(clip.shape[-1], math.ceil(row["seconds"] * FRAMES_PER_SECOND))
+            masked.append(spec_augment(clip, frames, row["seed"], self.settings))
+        return torch.stack(masked)
+
+
+def _numbered(rows: Iterable[Row], seed: int, epoch: int, first: int, step: int) -> Iterator[Row]:
+    """Each with what its random numbers are drawn from: its place in the epoch, whichever batch or process has it."""
+    for number, row in enumerate(rows):
+        yield {**row, "seed": (seed, epoch, first + number * step)}
 
 
 def _teacher_targets(rows: list[Row]) -> TeacherTargets:
@@ -95,7 +113,9 @@ def read_batches(
     the last of them None where nothing is left for it.
     """
     together = batch_size * world
-    read = samples(load, rows, seed, epoch, start * together, rank, world)
+    read = _numbered(
+        samples(load, rows, seed, epoch, start * together, rank, world), seed, epoch, start * together + rank, world
+    )
     for _ in range(start, math.ceil(sum(rows) / together)):
         own = list(islice(read, batch_size))
         yield collate(own) if own else None

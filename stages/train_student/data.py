@@ -31,7 +31,7 @@ class TrainingData:
     ):
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
         self.student, self.prompt = student, prompt_ids(student, language)
-        self.collate = Collate(student)
+        self.collate = Collate(student, settings)
         self.tail_V: torch.Tensor | None = None  # the teacher's mean tail
         self.pseudo = teacher is not None and teacher.settings.get("targets") == "pseudo"
         if teacher is not None:

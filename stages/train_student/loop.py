@@ -124,8 +124,8 @@ class Run:
         return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.student else [])]
 
     def _weighted(self, parts: Losses) -> float:
-        """L_CE + w_gate L_gate + w_kd L_KD"""
-        weights = {"ce": 1.0, "kd": self.settings.kd_weight, "gate": self.settings.gate_weight}
+        """w_ce L_CE + w_gate L_gate + w_kd L_KD"""
+        weights = {"ce": self.settings.ce_weight, "kd": self.settings.kd_weight, "gate": self.settings.gate_weight}
         return sum(weight * parts[name] for name, weight in weights.items() if name in parts)
 
     def _sum_gradients(self, parts: Losses, step: int, batches: list[Batch]) -> None:
@@ -139,7 +139,7 @@ class Run:
         self.processes.sum_gradients(self.trainee.parameters.values())
 
     def _loss(self, batch: Batch | None, positions: int, noise: float) -> tuple[torch.Tensor, Losses]:
-        """This batch's share of the step's loss, L_CE + w_gate L_gate + w_kd L_KD, and its parts."""
+        """This batch's share of the step's loss, w_ce L_CE + w_gate L_gate + w_kd L_KD, and its parts."""
         settings = self.settings
         if batch is None:
             self._gate_mean({}, None)
@@ -152,7 +152,7 @@ class Run:
                 hidden_BTD[batch.positions],
                 self.trainee.whisper.model.proj_out.weight,
                 batch.targets.to(self.device),
-                Objective(settings.label_smoothing, 1, settings.kd_weight, settings.kd_divergence, settings.kd_tail),
+                self._objective(),
                 batch.teacher and batch.teacher.to(self.device),
                 None if self.data.tail_V is None else self.data.tail_V.to(self.device),
             )
@@ -168,8 +168,14 @@ class Run:
         # to the host all at once
         return loss, dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
 
+    def _objective(self) -> Objective:
+        chosen = self.settings
+        return Objective(
+            chosen.label_smoothing, chosen.ce_weight, chosen.kd_weight, chosen.kd_divergence, chosen.kd_tail
+        )
+
     def _gate_mean(self, gates: dict[str, list[torch.Tensor]], batch: Batch | None) -> tuple[torch.Tensor, int]:
-        """Over the real positions of this batch on all processes, differentiable in this one's; and its targets' number.
+        """Over this batch's positions on all processes, differentiable in this one's; and its targets' number.
 
         A process without a batch takes part in the sum.
         """
@@ -178,11 +184,17 @@ class Run:
         if batch is None:
             self.processes.others([0.0, 0.0, 0.0])
             return torch.zeros(()), 0
-        total, count = gate_sum(gates, batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device))
-        other_total, other_count, other_targets = self.processes.others([total.item(), count, len(batch.targets)])
-        if not math.isfinite(other_total):
-            other_total = 0.0  # this step ends the run: the process that had it names its utterances
-        return (total + other_total) / (count + round(other_count)), len(batch.targets) + round(other_targets)
+        masks = batch.encoder_mask.to(self.device), batch.decoder_mask.to(self.device)
+        if self.settings.gate_positions == "all":
+            masks = torch.ones_like(masks[0]), torch.ones_like(masks[1])
+        total, count = gate_sum(gates, *masks)
+        targets = len(batch.targets)
+        if self.processes.count > 1:
+            other_total, other_count, other_targets = self.processes.others([total.item(), int(count), targets])
+            # one that is not finite ends the run with this step: the process that had it names its utterances
+            total = total + (other_total if math.isfinite(other_total) else 0.0)
+            count, targets = count + round(other_count), targets + round(other_targets)
+        return total / count, targets
 
     def _not_finite(self, what: str, step: int, batches: list[Batch]) -> PipelineError:
         names = ", ".join(name for batch in batches for name in batch.ids)

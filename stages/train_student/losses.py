@@ -100,9 +100,9 @@ def gate_mean(gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, de
 
 def gate_sum(
     gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, decoder_BT: torch.Tensor
-) -> tuple[torch.Tensor, int]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum that `gate_mean` divides, and by what."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
     parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()
-    return total, int(sum(mask_BT.sum() for _, mask_BT in parts))
+    return total, torch.stack([mask_BT.sum() for _, mask_BT in parts]).sum()

@@ -23,6 +23,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ce_weight: float = Field(1.0, ge=0)
     kd_weight: float = Field(2.0, ge=0)
     kd_divergence: Literal["js", "kl"] = "js"
     kd_tail: Literal["bucket", "spread", "renormalise"] = Field(
@@ -41,6 +42,11 @@ class TrainSettings(BaseModel):
     )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)
+    gate_positions: Literal["real", "all"] = Field(
+        "real",
+        description="whose gates the budget counts; all: padding, too, of the window and of the longest transcript",
+    )
+    gate_dropout: float = Field(0.1, ge=0, lt=1, description="on the gates' input")
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
     expert_dropout: float = Field(0.3, ge=0, lt=1)
@@ -51,6 +57,15 @@ class TrainSettings(BaseModel):
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
+    spec_augment: bool = Field(False, description="mask stretches of the student's input while it trains (SpecAugment)")
+    mask_time_prob: float = Field(0.05, ge=0, le=1, description="share of the frames; less where stretches overlap")
+    mask_time_length: int = Field(10, ge=1, description="frames of 10 ms")
+    mask_feature_prob: float = Field(0.1, ge=0, le=1, description="share of the mel bins")
+    mask_feature_length: int = Field(10, ge=1, description="mel bins")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep the layers' inputs alone and compute them again for the gradient: less memory, more time",
+    )
     seed: int = Field(0, ge=0)
     verify: bool = Field(False, description="before training check the hash of every shard, not its size alone")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -43,11 +43,14 @@ class Trainee:
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
-            options = dict(skip_gate=settings.skip_gate, expert_dropout=settings.expert_dropout)
+            options = {name: getattr(settings, name) for name in ("skip_gate", "expert_dropout", "gate_dropout")}
             self.student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, self.languages, **options)
             self.whisper = replace(whisper, model=self.student)
             experts = {language: self.student.expert_state(language) for language in self.languages}
             self.parameters = {f"{code}.{name}": p for code, state in experts.items() for name, p in state.items()}
+
+        if settings.gradient_checkpointing:
+            self.whisper.model.activation_checkpointing_enable({"use_reentrant": False})
 
     @property
     def model(self) -> nn.Module:

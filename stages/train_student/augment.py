@@ -1,0 +1,29 @@
+"""SpecAugment (Park et al. 2019) as transformers' Whisper has it: stretches of frames and of mel bins are set to 0."""
+
+import numpy as np
+import torch
+
+from stages.train_student.settings import TrainSettings
+
+
+def spec_augment(features: torch.Tensor, frames: int, seed: tuple[int, ...], settings: TrainSettings) -> torch.Tensor:
+    """A masked copy of one clip's log-mel (mels, T), of which `frames` hold audio; the masks depend on `seed` alone."""
+    random = np.random.default_rng(seed)
+    masked = features.clone()
+    time = spans(frames, settings.mask_time_prob, settings.mask_time_length, random)
+    masked[:, :frames][:, torch.from_numpy(time)] = 0
+    mels = spans(len(features), settings.mask_feature_prob, settings.mask_feature_length, random)
+    masked[torch.from_numpy(mels), :frames] = 0
+    return masked
+
+
+def spans(size: int, share: float, length: int, random: np.random.Generator) -> np.ndarray:
+    """(size,) bool, true in stretches of `length` that make up `share` of it where none overlap (it is an upper bound).
+
+    Their number is rounded up or down at random, so that it is right on average for a short clip, too.
+    """
+    mask, starts = np.zeros(size, bool), size - length + 1
+    count = min(int(share * size / length + random.random()), size // length)
+    for start in random.choice(starts, count, replace=False) if count else ():
+        mask[start : start + length] = True
+    return mask
