@@ -14,9 +14,14 @@ MOST_WORKERS = 8  # each holds a batch in memory
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made ahead; an error arrives where its item would."""
-    iterator = iter(items)
+    """The same items in the same order, up to `depth` of them made ahead; an error arrives where its item would.
+
+    They are made on one core: a small tensor that waits for its share of cores which the model keeps busy takes longer.
+    """
+    iterator, cores = iter(items), torch.get_num_threads()
     with ThreadPoolExecutor(1) as worker:
+        worker.submit(_use_one_core).result()
+        torch.set_num_threads(cores)  # for the threads to come: they begin with what was set last
         ahead: deque[Any] = deque(worker.submit(next, iterator, _END) for _ in range(depth))
         try:
             while (item := ahead.popleft().result()) is not _END:
@@ -25,6 +30,11 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _use_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # from its first use on a thread's number is its own
 
 
 def map_batches(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
