@@ -92,8 +92,9 @@ def load_experts(student: "DistilWhisperForConditionalGeneration", folder: AnyPa
     language: code or name, which one of a published folder if it has several. Raises PipelineError where it does not fit,
     or where a published folder's checkpoint has other shared FFNs than `student`; then nothing is added.
     """
-    shared, published = student.shared_state(), published_languages(folder)
-    if published and not is_experts_folder(folder):
+    shared = student.shared_state()
+    published = [] if is_experts_folder(folder) else published_languages(folder)
+    if published:
         language = _chosen(folder, published, language)
         state = read_published(folder, language, shared)
         base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}

@@ -1,0 +1,145 @@
+"""`pipeline experts info` and `compress` as a user meets them; `import` is in test_published.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from makers import make_tiny_whisper, run
+from safetensors.torch import load_file
+
+from stages.student.experts import CONFIG, WEIGHTS, read_expert, save_experts, shared_of
+from stages.student.loading import load_model
+from stages.student.model import Student
+from stages.student.packing import kept, pack, unpack
+from stages.whisper.models import load_whisper
+
+
+@pytest.fixture
+def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
+    """Of Czech, in float16, whose difference has two large components and many small ones."""
+    whisper = load_whisper(str(tiny_whisper), 1)
+    facts = {"base": str(tiny_whisper), "base_weights": whisper.fingerprint, "audio_window_s": 1, "method": "clsr"}
+    student = Student(whisper.model)
+    student.add_expert("cs")
+    random = torch.Generator().manual_seed(2)
+    for parameter in student.expert_state("cs").values():
+        parameter.data += 0.002 * torch.randn(parameter.shape, generator=random)
+        if parameter.dim() == 2:
+            rows, columns = parameter.shape
+            parameter.data += 0.02 * torch.randn(rows, 2, generator=random) @ torch.randn(2, columns, generator=random)
+    save_experts(student, "cs", tmp_path / "experts", {**facts, "validation_wer": 0.25, "step": 7})
+    return tmp_path / "experts"
+
+
+def facts_of(folder: Path) -> dict:
+    return json.loads((folder / CONFIG).read_text())
+
+
+@pytest.mark.parametrize(("precision", "rank"), [("int8", None), ("fp16", 2), ("int8", 2)])
+def test_compress(precision, rank, experts, tiny_whisper, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "small"
+    flags = ["--precision", precision, *(["--rank", str(rank)] if rank else [])]
+    assert run(monkeypatch, "experts", "compress", str(experts), "--out", str(out), *flags) == 0
+    shared = shared_of(load_whisper(str(tiny_whisper), 1).model)
+    state = read_expert(experts, shared)
+    expected = unpack(pack(state, shared, precision, rank), shared, precision, rank, "here")
+    found = read_expert(out, shared)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    said = capsys.readouterr()
+    assert said.out == ""
+    share = kept(state, expected, shared)
+    assert share > (0.9 if rank else 0.99)
+    assert f"{100 * share:.2f} % of what it changed of the FFNs is kept" in said.err
+    before, after = facts_of(experts), facts_of(out)
+    assert after.pop("compressed_from") == {"precision": "fp16", "rank": None}
+    whole = load_whisper(str(tiny_whisper)).model.num_parameters()
+    assert after == {**before, "precision": precision, "rank": rank, "base_parameters": whole}
+    assert load_model(str(out)).student is not None
+
+
+def test_what_was_compressed_twice_says_what_it_came_from(experts, tmp_path, monkeypatch):
+    for source, out, rank in ((experts, "first", "9"), (tmp_path / "first", "second", "2")):
+        assert run(monkeypatch, "experts", "compress", str(source), "--out", str(tmp_path / out), "--rank", rank) == 0
+    assert facts_of(tmp_path / "second")["compressed_from"] == {"precision": "fp16", "rank": None}
+    assert facts_of(tmp_path / "second")["rank"] == 2
+
+
+def test_info(experts, tiny_whisper, tmp_path, monkeypatch, capsys):
+    small = tmp_path / "small"
+    flags = ["--out", str(small), "--precision", "int8", "--rank", "2"]
+    assert run(monkeypatch, "experts", "compress", str(experts), *flags) == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "experts", "info", str(experts), str(small)) == 0
+    parameters = sum(tensor.numel() for tensor in load_file(experts / WEIGHTS).values())
+    fingerprint = load_whisper(str(tiny_whisper)).fingerprint[:12]
+    size, of_small = ((folder / WEIGHTS).stat().st_size for folder in (experts, small))
+    assert of_small < size
+    share = 100 * of_small / (2 * load_whisper(str(tiny_whisper)).model.num_parameters())
+    assert capsys.readouterr().out.splitlines() == [
+        str(experts),
+        "  language         cs",
+        f"  base             {tiny_whisper}, weights {fingerprint}",
+        "  audio window     1 s",
+        f"  parameters       {parameters:,}",
+        "  stored as        fp16, full rank",
+        f"  bytes            {size:,}, share of the base's size not known",
+        "  validation WER   25.0 %",
+        str(small),
+        "  language         cs",
+        f"  base             {tiny_whisper}, weights {fingerprint}",
+        "  audio window     1 s",
+        f"  parameters       {parameters:,}",
+        "  stored as        int8, rank 2",
+        f"  bytes            {of_small:,}, {share:.1f} % of the base in fp16",
+        "  validation WER   25.0 %, before it was compressed",
+    ]
+    assert run(monkeypatch, "experts", "info", str(small), "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {
+        "folder": str(small),
+        **facts_of(small),
+        "bytes": of_small,
+        "share_of_base": pytest.approx(share / 100),
+    }
+
+
+def test_mistakes_are_one_line(experts, tiny_whisper, tmp_path, monkeypatch, capsys):
+    def line(status: int, *arguments: object) -> str:
+        capsys.readouterr()
+        assert run(monkeypatch, "experts", *map(str, arguments)) == status
+        said = capsys.readouterr()
+        assert said.out == ""
+        *before, last = said.err.splitlines()
+        assert all(each.endswith(": local folder") for each in before)
+        assert last.startswith("pipeline: ")
+        return last
+
+    out = tmp_path / "out"
+    assert "experts.json: no such file" in line(1, "info", tmp_path)
+    assert "already holds an expert" in line(1, "compress", experts, "--out", experts)
+    assert "rank is 900, expected 1 to 32" in line(1, "compress", experts, "--out", out, "--rank", 900)
+    assert "--rank" in line(2, "compress", experts, "--out", out, "--rank", 0)
+    assert "int8" in line(2, "compress", experts, "--out", out, "--precision", "int4")
+    assert "--out" in line(2, "compress", experts)
+    assert "did you mean catalan" in line(2, "import", experts, "--lang", "catlan", "--out", out)
+    assert "--lang" in line(2, "import", experts, "--out", out)
+    other = make_tiny_whisper(tmp_path / "other", seed=1)
+    (experts / CONFIG).write_text(json.dumps({**facts_of(experts), "base": str(other)}))
+    assert "expected the same base model" in line(1, "compress", experts, "--out", out)
+    (experts / WEIGHTS).unlink()
+    assert f"{experts / WEIGHTS}: no such file" in line(1, "info", experts)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["import", "info", "compress"])
+def test_help_shows_examples_that_are_understood(command, monkeypatch, capsys):
+    from pipeline.cli_experts import experts_group
+
+    assert run(monkeypatch, "experts", command, "--help") == 0
+    shown = capsys.readouterr().out.partition("Example:\n")[2].strip().splitlines()
+    assert shown
+    for line in shown:
+        words = line.split()
+        assert words[:3] == ["pipeline", "experts", command]
+        experts_group.commands[command].make_context(command, words[3:])
