@@ -15,6 +15,7 @@ from transformers import (
 
 import stages.student.auto  # noqa: F401 (the one import)
 from cache.errors import PipelineError
+from stages.student.loading import load_model
 from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.whisper.models import Whisper, load_whisper
 
@@ -187,6 +188,21 @@ def saved(student, whisper: Whisper, folder: Path) -> Path:
     whisper.tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
     return folder
+
+
+def test_one_expert_is_saved_beside_the_name_of_its_base(student, tiny_whisper, tmp_path):
+    student.save_expert(tmp_path / "polish", "polish", precision="fp32")
+    fresh = DistilWhisperForConditionalGeneration.from_whisper(load_whisper(str(tiny_whisper), 1).model).eval()
+    assert fresh.load_expert(tmp_path / "polish") == "pl"
+    assert torch.equal(forward(fresh, language="pl").logits, forward(student, language="pl").logits)
+    loaded = load_model(str(tmp_path / "polish"), 1)  # finds the base by its name, and checks its weights
+    assert torch.equal(forward(loaded.whisper.model, language="pl").logits, forward(student, language="pl").logits)
+    with pytest.raises(PipelineError, match="no expert for 'ca': there are cs, pl"):
+        student.save_expert(tmp_path / "catalan", "catalan")
+    with pytest.raises(PipelineError, match="holds experts for pl: expected one of them, found ca"):
+        fresh.load_expert(tmp_path / "polish", "catalan")
+    with pytest.raises(PipelineError, match="no such folder, and not a hub id"):
+        fresh.load_expert(tmp_path / "nowhere", "catalan")
 
 
 @pytest.mark.parametrize("cls", [DistilWhisperForConditionalGeneration, AutoModelForSpeechSeq2Seq])

@@ -15,8 +15,10 @@ from cache.storage import AnyPath
 from stages.student.clsr import FeedForward, RoutedFeedForward
 from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
 from stages.student.experts import find_expert, load_experts, save_experts
-from stages.student.routing import Languages, Router, Routing
+from stages.student.packing import Precision
+from stages.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.whisper.languages import language_code
+from stages.whisper.models import weights_fingerprint
 from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
@@ -74,6 +76,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         given = {**model.config.to_dict(), **options}
         given = {name: value for name, value in given.items() if name not in ("model_type", "architectures")}
         config = DistilWhisperConfig(**given, attn_implementation=model.config._attn_implementation)
+        config.name_or_path = model.name_or_path
         with torch.device("meta"):
             routed = cls(config)
         state = {_shared_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -118,9 +121,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         code = language and language_code(language)
         return load_experts(self, find_expert(str(source), code), code)
 
-    def save_expert(self, folder: str | AnyPath, language: str, **facts: Any) -> None:
-        """Writes the expert alone; facts: see `stages.student.experts.save_experts`."""
-        save_experts(self, self._with_expert(language), storage.path(str(folder)), **facts)
+    def save_expert(
+        self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
+    ) -> None:
+        """Writes the expert alone, with the name and the weights' fingerprint of its base; see `packing.pack`."""
+        config = {
+            "base": self.config.name_or_path,
+            "base_weights": weights_fingerprint(self.base_parameters()),
+            "audio_window_s": self.config.max_source_positions // POSITIONS_PER_SECOND,
+        }
+        save_experts(self, self._with_expert(language), storage.path(str(folder)), config, precision, rank)
 
     def _with_expert(self, language: str) -> str:
         code = language_code(language)
@@ -144,6 +154,15 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             for name, parameter in routed.shared.named_parameters()
         }
 
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The frozen model's parameters, by the names that a plain Whisper has for them."""
+        own = (
+            (name, p)
+            for name, p in self.named_parameters()
+            if ".fc1.experts." not in name and ".fc1.gates." not in name
+        )
+        return {name.replace(".fc1.shared.", "."): parameter for name, parameter in own}
+
     def load_expert_state(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
         """Adds the expert and copies `state` into it. Raises PipelineError naming the first tensor that does not fit."""
         self.add_expert(language)
@@ -159,7 +178,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
 
         The language lives as long as the block and no longer, and is seen by no other thread.
         """
-        return self.router.use(Routing(_codes(languages), noise=noise))
+        return self.router.use(Routing(codes_of(languages), noise=noise))
 
     @contextmanager
     def _called(self, languages: Languages, task: str | None) -> Iterator[Routing | None]:
@@ -168,7 +187,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         if languages is None and around is None:
             yield None
             return
-        asked = _codes(languages) if languages is not None else around.languages  # type: ignore[union-attr]
+        asked = codes_of(languages) if languages is not None else around.languages  # type: ignore[union-attr]
         own = Routing(asked, decoder=task != "translate" and (around is None or around.decoder))
         own.noise = around.noise if around else 0.0
         with self.router.use(own):
@@ -210,7 +229,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                 use_cache=use_cache,
                 **kwargs,
             )
-        gates = {side: _gates(routing, side) for side in ("encoder", "decoder")}
+        gates = {side: gates_of(routing, side) for side in ("encoder", "decoder")}
         if isinstance(output, tuple):
             return (*output, *(own for own in gates.values() if own is not None))
         return DistilWhisperOutput(**output, encoder_gates=gates["encoder"], decoder_gates=gates["decoder"])
@@ -223,7 +242,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """
         config = kwargs.get("generation_config") or self.generation_config
         language, task = (kwargs.get(name) or getattr(config, name, None) for name in ("language", "task"))
-        codes = _codes(language)
+        codes = codes_of(language)
         if isinstance(codes, list) and len(set(codes)) > 1:
             self._check_one_window(input_features, kwargs)
         with self._called(codes, task):
@@ -257,21 +276,6 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             "context_fn": self.checkpoint_contexts,
         }
         super().activation_checkpointing_enable(given, **kwargs)
-
-
-def _codes(languages: Languages) -> Languages:
-    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too."""
-    if languages is None:
-        return None
-    if isinstance(languages, str):
-        return language_code(languages.removeprefix("<|").removesuffix("|>"))
-    return [None if language is None else str(_codes(language)) for language in languages]
-
-
-def _gates(routing: Routing | None, side: str) -> tuple[torch.Tensor, ...] | None:
-    """Each layer's gates in one call; None where nothing was routed, or the side did not run."""
-    found = tuple(calls[-1] for layer, calls in routing.gates.items() if layer.startswith(side)) if routing else ()
-    return found or None
 
 
 def _shared_name(name: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from stages.whisper.languages import language_code
+
 Languages = str | None | Sequence[str | None]  # one for the batch, or one for each row; None: the shared path
 
 
@@ -56,3 +58,18 @@ class Router:
             yield routing
         finally:
             _ACTIVE.reset(before)
+
+
+def codes_of(languages: Languages) -> Languages:
+    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too."""
+    if languages is None:
+        return None
+    if isinstance(languages, str):
+        return language_code(languages.removeprefix("<|").removesuffix("|>"))
+    return [None if language is None else str(codes_of(language)) for language in languages]
+
+
+def gates_of(routing: Routing | None, side: str) -> tuple[torch.Tensor, ...] | None:
+    """Each layer's gates in one call; None where nothing was routed, or the side did not run."""
+    found = tuple(calls[-1] for layer, calls in routing.gates.items() if layer.startswith(side)) if routing else ()
+    return found or None

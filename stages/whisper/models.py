@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
         raise PipelineError(f"{source}: cannot be loaded as a Whisper model ({str(error).splitlines()[0]})") from None
     window = _agreed_window(source, recorded_window(config), audio_window_s)
     cut_audio_window(model, window)
-    return Whisper(model.eval(), tokenizer, source, folder, window, weights_fingerprint(model))
+    return Whisper(model.eval(), tokenizer, source, folder, window, weights_fingerprint(dict(model.named_parameters())))
 
 
 def _agreed_window(source: str, trained: int | None, wanted: int | None) -> int:
@@ -108,16 +108,16 @@ def _agreed_window(source: str, trained: int | None, wanted: int | None) -> int:
     return wanted or trained or 30
 
 
-def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
+def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the float32 values by name: the same whether they were stored as float16 or float32, in one file or many.
 
     Without the encoder's positions, which are fixed and depend on the window.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
+    for name, tensor in sorted(parameters.items()):
         if not name.endswith("encoder.embed_positions.weight"):
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().float().contiguous().numpy().data)
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
