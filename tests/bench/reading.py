@@ -2,8 +2,9 @@
 
     python tests/bench/reading.py --utterances data/utterances/cs/train
 
-reading: one shuffled epoch of utterance and teacher shards, from FLAC and distributions to the tensors of a batch, in one
-process. training: optimizer steps of `clsr` (no teacher, the cheapest of the methods) over batches that are ready.
+reading: one shuffled epoch of utterance and teacher shards, from FLAC and distributions to the tensors of a batch, in the
+one thread that works ahead of training. training: optimizer steps of `clsr` (no teacher, the cheapest of the methods) over
+batches that are ready.
 """
 
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from common import arguments, begin
 
 from cache.shards import ShardReader, ShardWriter
+from stages.prefetch import prefetch
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
@@ -37,7 +39,7 @@ def main() -> None:
             trained = _training(run, args.steps)
             for format, each in data.items():
                 started, count = time.perf_counter(), 0
-                for batch in each.batches(8, seed=0, epoch=0):
+                for batch in prefetch(each.batches(8, seed=0, epoch=0)):
                     count += len(batch.ids)
                 rate = count / (time.perf_counter() - started)
                 print(
