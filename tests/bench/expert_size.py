@@ -29,7 +29,7 @@ BATCH = 16
 CHOICES: list[tuple[Precision, int | None]] = [
     ("fp16", None),
     ("int8", None),
-    *((precision, rank) for precision in ("fp16", "int8") for rank in (128, 64, 32, 16)),
+    *((precision, rank) for precision in ("fp16", "int8") for rank in (96, 64, 32, 16)),
 ]
 
 
