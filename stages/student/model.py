@@ -125,9 +125,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
     ) -> None:
         """Writes the expert alone, with the name and the weights' fingerprint of its base; see `packing.pack`."""
+        base = self.base_parameters()
         config = {
             "base": self.config.name_or_path,
-            "base_weights": weights_fingerprint(self.base_parameters()),
+            "base_weights": weights_fingerprint(base),
+            "base_parameters": sum(parameter.numel() for parameter in base.values()),
             "audio_window_s": self.config.max_source_positions // POSITIONS_PER_SECOND,
         }
         save_experts(self, self._with_expert(language), storage.path(str(folder)), config, precision, rank)

@@ -107,6 +107,7 @@ def train_together(
     data = parts[0] if len(parts) == 1 else Mixture(parts)
     clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
     processes.on_main(lambda: _claim(out, facts, data.left_out))
+    base_parameters = sum(parameter.numel() for parameter in base.model.parameters())
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, [one.language for one in sources], settings)
     trainee.model.to(device)
@@ -116,6 +117,7 @@ def train_together(
         for one, own in zip(sources, clips, strict=True)
     ]
     config = {name: facts[name] for name in ("method", "base", "base_weights", "audio_window_s")}
+    config["base_parameters"] = base_parameters
 
     def save_best(position: checkpoint.Position) -> None:
         folders = {one.language: one.out for one in sources}
