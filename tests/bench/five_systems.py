@@ -1,19 +1,23 @@
 """All methods on the same part of the scenes, for the same training time, over several seeds; with base and teacher.
 
-    python tests/bench/five_systems.py --minutes 2.5 --seeds 3
+    python tests/bench/five_systems.py --minutes 3 --seeds 3
 
 Run it where `make demo` has run: it takes that run's utterances, teacher and teacher shards, and writes to --out; what is
-there already is not made again. A method's steps are the minutes over its own time for a step, measured first. Intervals
-are paired bootstraps over utterances (95 %); a method's errors are summed over its seeds before that.
+there already is not made again. Each run has one core, as many at once as there are (Linux). A method's steps are the
+minutes over its own time for a step, measured first. Intervals are paired bootstraps over utterances (95 %); a method's
+errors are summed over its seeds before that.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from statistics import mean
 
 import torch
@@ -27,7 +31,7 @@ from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import compute_dtype, keep_freed_memory, load_whisper, round_weights, use_all_cores
+from stages.whisper.models import compute_dtype, keep_freed_memory, load_whisper, round_weights
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"
@@ -40,21 +44,36 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{cpu_name()}, torch {torch.__version__}", flush=True)
     steps = _steps(args)
-    for system in ("base", "teacher"):
-        _pipeline(args, 0, "evaluate", "--system", system, done=_metrics(args, 0, system))
-    for seed in range(args.seeds):
-        for method in RATE:
-            train = ["train-student", "--method", method, "--seed", str(seed), "--max-steps", str(steps[method])]
-            rate = ["--learning-rate", str(RATE[method])]
-            done = _metrics(args, seed, method)
-            _pipeline(args, seed, *train, *rate, done=done)
-            _pipeline(args, seed, "evaluate", "--system", method, done=done)
+    cores: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        runs = [pool.submit(_made, args, cores, 0, system, 0) for system in ("base", "teacher")]
+        runs += [
+            pool.submit(_made, args, cores, seed, name, steps[name]) for seed in range(args.seeds) for name in RATE
+        ]
+        for run in runs:
+            run.result()
     _print(args, steps)
+
+
+def _made(args: argparse.Namespace, cores: Queue, seed: int, system: str, steps: int) -> None:
+    """Trains where there is something to train, and evaluates; on the next core that is free."""
+    if _metrics(args, seed, system).exists():
+        return
+    core = cores.get()
+    try:
+        if steps:
+            given = {"--method": system, "--seed": seed, "--max-steps": steps, "--learning-rate": RATE[system]}
+            _pipeline(args, core, seed, "train-student", *(str(part) for pair in given.items() for part in pair))
+        _pipeline(args, core, seed, "evaluate", "--system", system)
+    finally:
+        cores.put(core)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.5, help="of training, of each run")
+    parser.add_argument("--minutes", type=float, default=3, help="of training, of each run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fraction", type=float, default=0.25, help="of the training scenes")
     parser.add_argument("--out", type=Path, default=Path("five-systems"))
@@ -72,7 +91,7 @@ def _steps(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _seconds_of_a_step(method: str) -> float:
-    use_all_cores()
+    torch.set_num_threads(1)
     keep_freed_memory()
     params = load_params(Path("params.yaml"), {})
     settings = TrainSettings(**{**params.train.model_dump(), "max_steps": 1000})
@@ -96,18 +115,16 @@ def _metrics(args: argparse.Namespace, seed: int, system: str) -> Path:
     return args.out / f"metrics-{seed}" / LANGUAGE / f"{system}.json"
 
 
-def _pipeline(args: argparse.Namespace, seed: int, *command: str, done: Path) -> None:
-    if done.exists():
-        return
-    models = "models" if command[-1] == "teacher" else f"{args.out}/models-{seed}"
+def _pipeline(args: argparse.Namespace, core: int, seed: int, *command: str) -> None:
     settings = {
-        "paths.models": models,
+        "paths.models": "models" if command[-1] == "teacher" else f"{args.out}/models-{seed}",
         "paths.metrics": f"{args.out}/metrics-{seed}",
         "train.train_fraction": args.fraction,
         "train.validate_every": 10**6,  # at the end alone: it takes time, too
     }
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    subprocess.run([sys.executable, "-m", "pipeline", *given, *command, "--lang", LANGUAGE], check=True)
+    whole = [sys.executable, "-m", "pipeline", *given, *command, "--lang", LANGUAGE]
+    subprocess.run(whole, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
 def _rows(args: argparse.Namespace, system: str, seeds: int) -> list[dict]:
