@@ -12,6 +12,7 @@ from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.options import printable
 from stages.student import experts
+from stages.student.base import load_base
 from stages.student.packing import Precision, Tensors, check_choice, kept
 from stages.student.published import check_published_base, find_published, read_published
 from stages.whisper.models import Whisper
@@ -47,12 +48,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
 def compress(folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None) -> None:
     _refuse_taken(out)
     config = experts.read_config(folder)
-    base = load(config["base"], None)
-    if base.fingerprint != config["base_weights"]:
-        raise PipelineError(
-            f"{folder / experts.CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now "
-            f"has {base.fingerprint[:12]}: expected the same base model"
-        )
+    base = load_base(config, folder / experts.CONFIG)
     shared = experts.shared_of(base.model)
     check_choice(shared, precision, rank)
     state = experts.read_expert(folder, shared)

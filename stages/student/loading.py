@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from cache import storage
-from cache.errors import PipelineError
+from stages.student.base import load_base
 from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
 from stages.student.lora import is_lora_folder, load_lora
 from stages.student.model import DistilWhisperForConditionalGeneration
@@ -29,18 +29,7 @@ def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
         return Loaded(load_lora(folder, audio_window_s), None)
     if not is_experts_folder(folder):
         return Loaded(load_whisper(source, audio_window_s), None)
-    config = read_config(folder)
-    trained = config["audio_window_s"]
-    if audio_window_s not in (None, trained):
-        raise PipelineError(
-            f"{source} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
-        )
-    whisper = load_whisper(config["base"], trained)
-    if whisper.fingerprint != config["base_weights"]:
-        raise PipelineError(
-            f"{folder / CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now has "
-            f"{whisper.fingerprint[:12]}: expected the same base model"
-        )
+    whisper = load_base(read_config(folder), folder / CONFIG, audio_window_s)
     student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model)
     load_experts(student, folder)
     return Loaded(replace(whisper, model=student.eval()), student)

@@ -10,7 +10,8 @@ from torch import nn
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.whisper.models import Whisper, load_whisper
+from stages.student.base import load_base
+from stages.whisper.models import Whisper
 from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
@@ -59,18 +60,7 @@ def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
 
     Raises PipelineError where it was trained on other base weights or with another window, or does not fit.
     """
-    config = read_lora_config(folder)
-    trained = config["audio_window_s"]
-    if audio_window_s not in (None, trained):
-        raise PipelineError(
-            f"{folder} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
-        )
-    whisper = load_whisper(config["base"], trained)
-    if whisper.fingerprint != config["base_weights"]:
-        raise PipelineError(
-            f"{folder / CONFIG}: trained on base weights {config['base_weights'][:12]}, but {config['base']} now has "
-            f"{whisper.fingerprint[:12]}: expected the same base model"
-        )
+    whisper = load_base(read_lora_config(folder), folder / CONFIG, audio_window_s)
     adapter = _adapter(whisper, folder)
     state, wanted = read_weights(folder / WEIGHTS), _state(adapter)
     for name in sorted(state.keys() | wanted.keys()):

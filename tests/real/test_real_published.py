@@ -8,9 +8,8 @@ from makers import make_utterance, run
 from published import make_published, save_published
 
 from stages.audio import decode_flac
-from stages.student.experts import load_experts
 from stages.student.loading import load_model
-from stages.student.model import Student
+from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.whisper.features import LogMel
 from stages.whisper.models import load_whisper
 from stages.whisper.targets import decoder_inputs, prompt_ids, target_ids
@@ -37,16 +36,15 @@ def test_logits_and_gates_are_the_references(tmp_path: Path, monkeypatch: pytest
     folder = save_published(whisper.model, ["catalan"], tmp_path / "published", "model.safetensors")
     del whisper, layers
 
-    direct = Student(load_whisper(BASE).model)
-    load_experts(direct, folder, "catalan")
-    direct.model.eval()
+    direct = DistilWhisperForConditionalGeneration.from_whisper(load_whisper(BASE).model).eval()
+    direct.load_expert(folder, "catalan")
     arguments = ["--lang", "catalan", "--base", BASE, "--out", str(tmp_path / "ours")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 0
     assert f"beside {BASE}, as its checkpoint has it" in capsys.readouterr().err
     for student in (direct, load_model(str(tmp_path / "ours")).student):
         assert student is not None
         with student.route("ca") as routing:
-            found = student.model(**inputs, use_cache=False).logits
+            found = student(**inputs, use_cache=False).logits
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         assert {place: calls[0].float().tolist() for place, calls in routing.gates.items()} == {
             place: gate.tolist() for place, gate in gates.items()
