@@ -50,6 +50,8 @@ class Machines:
     def __init__(self, folder: str):
         from ray.cluster_utils import Cluster
 
+        # Ray notes a cluster's address in its usual folder, which a machine where Ray has never run does not have
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         self.cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder})
         self.add()
 

@@ -15,7 +15,7 @@ from stages.student import experts
 from stages.student.base import load_base
 from stages.student.packing import Precision, Tensors, check_choice, kept
 from stages.student.published import check_published_base, find_published, read_published
-from stages.whisper.models import Whisper
+from stages.whisper.models import parameter_count
 from stages.whisper.window import FULL_WINDOW_S
 
 BYTES_PER_PARAMETER = 2  # of the base in float16, as it is released
@@ -34,7 +34,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     config = {
         "base": base.source,
         "base_weights": base.fingerprint,
-        "base_parameters": _parameters(base),
+        "base_parameters": parameter_count(dict(base.model.named_parameters())),
         "base_checked": checked,
         "audio_window_s": FULL_WINDOW_S,
         "source": source,
@@ -53,7 +53,10 @@ def compress(folder: AnyPath, out: AnyPath, precision: Precision, rank: int | No
     check_choice(shared, precision, rank)
     state = experts.read_expert(folder, shared)
     before = {"precision": config["precision"], "rank": config["rank"]}
-    changed = {"base_parameters": _parameters(base), "compressed_from": config.get("compressed_from", before)}
+    changed = {
+        "base_parameters": parameter_count(dict(base.model.named_parameters())),
+        "compressed_from": config.get("compressed_from", before),
+    }
     header = ("format_version", "parameters", "precision", "rank")
     carried = {name: value for name, value in config.items() if name not in header}
     experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank)
@@ -67,10 +70,6 @@ def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
 def _refuse_taken(out: AnyPath) -> None:
     if experts.is_experts_folder(out):
         raise PipelineError(f"{out}: already holds an expert: remove it, or give another folder")
-
-
-def _parameters(base: Whisper) -> int:
-    return sum(parameter.numel() for parameter in base.model.parameters())
 
 
 def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:

@@ -18,7 +18,7 @@ from stages.student.experts import find_expert, load_experts, save_experts
 from stages.student.packing import Precision
 from stages.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.whisper.languages import language_code
-from stages.whisper.models import weights_fingerprint
+from stages.whisper.models import parameter_count, weights_fingerprint
 from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
@@ -129,7 +129,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         config = {
             "base": self.config.name_or_path,
             "base_weights": weights_fingerprint(base),
-            "base_parameters": sum(parameter.numel() for parameter in base.values()),
+            "base_parameters": parameter_count(base),
             "audio_window_s": self.config.max_source_positions // POSITIONS_PER_SECOND,
         }
         save_experts(self, self._with_expert(language), storage.path(str(folder)), config, precision, rank)

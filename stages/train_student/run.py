@@ -21,7 +21,7 @@ from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Validation, validate_languages, validation_clips
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, compute_dtype, round_weights
+from stages.whisper.models import Whisper, compute_dtype, parameter_count, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 Progress = Callable[[int, int, Losses], None]
@@ -107,7 +107,7 @@ def train_together(
     data = parts[0] if len(parts) == 1 else Mixture(parts)
     clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
     processes.on_main(lambda: _claim(out, facts, data.left_out))
-    base_parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    base_parameters = parameter_count(dict(base.model.named_parameters()))
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, [one.language for one in sources], settings)
     trainee.model.to(device)

@@ -114,11 +114,19 @@ def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
     Without the encoder's positions, which are fixed and depend on the window.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(parameters.items()):
-        if not name.endswith("encoder.embed_positions.weight"):
-            digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    for name, tensor in sorted(_without_window(parameters).items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def parameter_count(parameters: Mapping[str, torch.Tensor]) -> int:
+    """As for the fingerprint, without the encoder's positions."""
+    return sum(tensor.numel() for tensor in _without_window(parameters).values())
+
+
+def _without_window(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in parameters.items() if not name.endswith("encoder.embed_positions.weight")}
 
 
 def tokenizer_fingerprint(tokenizer: WhisperTokenizer) -> str:

@@ -563,7 +563,7 @@ def test_train_student_refuses_a_damaged_cache(tiny_whisper, utterances, tmp_pat
 def test_train_student_takes_verify_from_the_command_line(pipeline, utterances, tiny_whisper, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr("pipeline.commands.train.train", lambda *arguments: seen.append(arguments[6]) or sys.exit(0))
+    monkeypatch.setattr("pipeline.commands.train.train_together", lambda *given: seen.append(given[4]) or sys.exit(0))
     for flags in ([], ["--verify"]):
         pipeline("train-student", "--lang", "cs", "--method", "clsr", "--student", tiny_whisper, *flags)
     assert [settings.verify for settings in seen] == [False, True]
