@@ -244,7 +244,7 @@ def test_parquet_that_another_program_wrote(options):
         {"id": pa.nulls(1), "targets": pa.nulls(1)},
         {},
     ],
-    ids=str,
+    ids=["large strings", "dictionaries", "lists", "structs", "other names", "nulls", "nothing"],
 )
 def test_parquet_of_other_types(columns):
     buffer = io.BytesIO()
