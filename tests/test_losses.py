@@ -14,7 +14,7 @@ from cache.distributions import quantise, stored_log_probs
 from cache.shards import ShardReader, ShardWriter
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
-from stages.train_student.losses import Bins, TeacherTargets, forward_kl_sum, gate_mean, jensen_shannon_sum
+from stages.train_student.losses import Bins, TeacherTargets, forward_kl_sum, gate_sum, jensen_shannon_sum
 from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -284,7 +284,7 @@ def test_spread_goes_with_kl_alone():
 # Gates
 
 
-def test_gate_mean_counts_real_positions_once_for_each_layer():
+def test_gate_sum_counts_real_positions_once_for_each_layer():
     random = np.random.default_rng(0)
     lengths = {"encoder": [3, 6], "decoder": [4, 2]}
     widths = {"encoder": 6, "decoder": 4}
@@ -297,10 +297,11 @@ def test_gate_mean_counts_real_positions_once_for_each_layer():
         for position in range(lengths[name[:7]][clip])
     ]
     masks = {side: torch.arange(width) < torch.tensor(lengths[side])[:, None] for side, width in widths.items()}
-    found = gate_mean(
+    found, count = gate_sum(
         {name: [torch.from_numpy(gate)] for name, gate in gates.items()}, masks["encoder"], masks["decoder"]
     )
-    assert found.item() == pytest.approx(np.mean(values), rel=1e-6)
+    assert found.item() == pytest.approx(sum(values), rel=1e-6)
+    assert count.item() == len(values)
 
 
 # Batches of the tiny Whisper

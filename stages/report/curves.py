@@ -2,7 +2,7 @@
 
 import csv
 import io
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat
 
@@ -29,12 +29,22 @@ Curves = dict[tuple[str, str], list[Point]]  # by language and method
 
 
 def read_curves(models: AnyPath) -> Curves:
-    return {
-        (path.parent.parent.name, path.parent.name): [
-            validated(Point, row, f"{path}, line {number}") for number, row in enumerate(read_jsonl(path), start=1)
-        ]
-        for path in sorted(models.glob("*/*/curve.jsonl"))
-    }
+    """The curve of a run for several languages, in `models/A+B`, is each one's with its own WER; one's own run comes first."""
+    curves: Curves = {}
+    found = {(path.parent.parent.name, path.parent.name): path for path in models.glob("*/*/curve.jsonl")}
+    for languages, method in sorted(found, key=lambda owner: ("+" in owner[0], owner)):
+        path = found[languages, method]
+        rows = list(enumerate(read_jsonl(path), start=1))
+        for language in languages.split("+"):
+            points = [validated(Point, _own(row, language), f"{path}, line {number}") for number, row in rows]
+            curves.setdefault((language, method), points)
+    return curves
+
+
+def _own(row: Any, language: str) -> Any:
+    """With the language's validation WER in place of the mean over the run's languages."""
+    own = f"validation_wer_{language}"
+    return {**row, "validation_wer": row[own]} if isinstance(row, dict) and own in row else row
 
 
 def curve_csv(points: list[Point]) -> str:

@@ -92,16 +92,10 @@ def divergence_sum(
 DIVERGENCES = {"js": jensen_shannon_sum, "kl": forward_kl_sum}
 
 
-def gate_mean(gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, decoder_BT: torch.Tensor) -> torch.Tensor:
-    """Mean gate over all layers and real positions; the masks (B, T) are true where a position is real."""
-    total, count = gate_sum(gates, encoder_BT, decoder_BT)
-    return total / count
-
-
 def gate_sum(
     gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, decoder_BT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum that `gate_mean` divides, and by what."""
+    """The gates' sum over all layers and real positions, and their number; the masks (B, T) are true where one is real."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
     parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()

@@ -1,11 +1,12 @@
 """All methods on the same part of the scenes, for the same training time, over several seeds; with base and teacher.
 
-    python tests/bench/five_systems.py --minutes 3 --seeds 3
+    python tests/bench/five_systems.py --minutes 5 --search-minutes 2 --seeds 3
 
 Run it where `make demo` has run: it takes that run's utterances, teacher and teacher shards, and writes to --out; what is
 there already is not made again. Each run has one core, as many at once as there are (Linux). A method's steps are the
-minutes over its own time for a step, measured first. Intervals are paired bootstraps over utterances (95 %); a method's
-errors are summed over its seeds before that.
+minutes over its own time for a step, measured first. Its learning rate is the one of RATES with the lowest validation WER
+after --search-minutes with a seed that is not used again; clsr-kd takes that of clsr. Intervals are paired bootstraps over
+utterances (95 %); a method's errors are summed over its seeds before that.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from common import cpu_name
@@ -26,7 +29,8 @@ from common import cpu_name
 from cache.files import read_jsonl
 from cache.shards import ShardReader
 from pipeline.params import load_params
-from stages.scoring import RATES, interval, paired_interval, totals
+from stages.scoring import RATES as ERROR_RATES
+from stages.scoring import interval, paired_interval, totals
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
@@ -35,64 +39,119 @@ from stages.whisper.models import compute_dtype, keep_freed_memory, load_whisper
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"
-RATE = {"full": 4e-5, "lora": 1e-3, "clsr": 1e-4, "clsr-kd": 1e-4}
-TIMED = 6  # steps
+METHODS = ("full", "lora", "clsr", "clsr-kd")
+RATES = {"full": (2e-5, 4e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3), "clsr": (1e-4, 3e-4, 1e-3)}
+SEARCH_SEED = 99
+TIMED = 9  # steps of each method
 
 
 def main() -> None:
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{cpu_name()}, torch {torch.__version__}", flush=True)
-    steps = _steps(args)
+    seconds = _seconds(args)
+    steps = {method: round(60 * args.minutes / value) for method, value in seconds.items()}
     cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        runs = [pool.submit(_made, args, cores, 0, system, 0) for system in ("base", "teacher")]
+        rates = _searched(args, pool, cores, seconds)
+        runs = [pool.submit(_evaluated, args, cores, 0, system) for system in ("base", "teacher")]
         runs += [
-            pool.submit(_made, args, cores, seed, name, steps[name]) for seed in range(args.seeds) for name in RATE
+            pool.submit(_made, args, cores, seed, method, steps[method], rates[method])
+            for seed in range(args.seeds)
+            for method in METHODS
         ]
         for run in runs:
             run.result()
     _print(args, steps)
 
 
-def _made(args: argparse.Namespace, cores: Queue, seed: int, system: str, steps: int) -> None:
-    """Trains where there is something to train, and evaluates; on the next core that is free."""
-    if _metrics(args, seed, system).exists():
-        return
+def _searched(
+    args: argparse.Namespace, pool: ThreadPoolExecutor, cores: Queue, seconds: dict[str, float]
+) -> dict[str, float]:
+    """Each method's learning rate."""
+    tried = {
+        (method, rate): pool.submit(
+            _tried, args, cores, method, rate, round(60 * args.search_minutes / seconds[method])
+        )
+        for method, rates in RATES.items()
+        for rate in rates
+    }
+    wers = {key: run.result() for key, run in tried.items()}
+    chosen = {method: min(rates, key=lambda rate: wers[method, rate]) for method, rates in RATES.items()}
+    for (method, rate), wer in wers.items():
+        print(f"{method} at {rate:g}: validation WER {100 * wer:.1f} %", flush=True)
+    return {**chosen, "clsr-kd": chosen["clsr"]}
+
+
+def _tried(args: argparse.Namespace, cores: Queue, method: str, rate: float, steps: int) -> float:
+    """The validation WER."""
+    models = args.out / "rates" / f"{rate:g}"
+    finished = models / LANGUAGE / method / "training.json"
+    if not finished.exists():
+        with _core(cores) as core:
+            _train(args, core, models, method, SEARCH_SEED, steps, rate)
+    return json.loads(finished.read_text())["best_validation_wer"]
+
+
+def _made(args: argparse.Namespace, cores: Queue, seed: int, method: str, steps: int, rate: float) -> None:
+    if not _metrics(args, seed, method).exists():
+        with _core(cores) as core:
+            _train(args, core, args.out / f"models-{seed}", method, seed, steps, rate)
+        _evaluated(args, cores, seed, method)
+
+
+def _evaluated(args: argparse.Namespace, cores: Queue, seed: int, system: str) -> None:
+    if not _metrics(args, seed, system).exists():
+        models = Path("models") if system == "teacher" else args.out / f"models-{seed}"
+        with _core(cores) as core:
+            _pipeline(args, core, models, seed, "evaluate", "--system", system)
+
+
+@contextmanager
+def _core(cores: Queue) -> Iterator[int]:
+    """The next one that is free."""
     core = cores.get()
     try:
-        if steps:
-            given = {"--method": system, "--seed": seed, "--max-steps": steps, "--learning-rate": RATE[system]}
-            _pipeline(args, core, seed, "train-student", *(str(part) for pair in given.items() for part in pair))
-        _pipeline(args, core, seed, "evaluate", "--system", system)
+        yield core
     finally:
         cores.put(core)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=3, help="of training, of each run")
+    parser.add_argument("--minutes", type=float, default=5, help="of training, of each run")
+    parser.add_argument("--search-minutes", type=float, default=2, help="of training, for each learning rate tried")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fraction", type=float, default=0.25, help="of the training scenes")
     parser.add_argument("--out", type=Path, default=Path("five-systems"))
     return parser.parse_args()
 
 
-def _steps(args: argparse.Namespace) -> dict[str, int]:
-    """By method; measured once for a folder."""
-    path = args.out / "steps.json"
+def _seconds(args: argparse.Namespace) -> dict[str, float]:
+    """Of a step, by method: medians of steps that alternate, on the same batches. Measured once for a folder."""
+    path = args.out / "seconds.json"
     if not path.exists():
-        seconds = {method: _seconds_of_a_step(method) for method in RATE}
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        with tempfile.TemporaryDirectory() as folder:
+            steps = {method: _steps(method, Path(folder)) for method in METHODS}
+            times = [{method: _timed(steps[method]) for method in METHODS} for _ in range(1 + TIMED)][1:]
+        seconds = {method: median(each[method] for each in times) for method in METHODS}
         print("seconds of a step:", {method: round(value, 2) for method, value in seconds.items()}, flush=True)
-        path.write_text(json.dumps({method: round(60 * args.minutes / value) for method, value in seconds.items()}))
+        path.write_text(json.dumps(seconds))
     return json.loads(path.read_text())
 
 
-def _seconds_of_a_step(method: str) -> float:
-    torch.set_num_threads(1)
-    keep_freed_memory()
+def _timed(steps: Iterator[None]) -> float:
+    started = time.perf_counter()
+    next(steps)
+    return time.perf_counter() - started
+
+
+def _steps(method: str, folder: Path) -> Iterator[None]:
+    """Training steps, each made when it is asked for."""
     params = load_params(Path("params.yaml"), {})
     settings = TrainSettings(**{**params.train.model_dump(), "max_steps": 1000})
     whisper, dtype = load_whisper(params.student, params.audio_window_s), compute_dtype(settings.dtype, CPU)
@@ -101,23 +160,24 @@ def _seconds_of_a_step(method: str) -> float:
     utterances = ShardReader(params.paths.utterances / LANGUAGE / "train", "utterances")
     teacher = ShardReader(params.paths.teacher / LANGUAGE / "train", "teacher") if method == "clsr-kd" else None
     data = TrainingData(utterances, teacher, whisper, LANGUAGE, settings)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(trainee, data, settings, 1e-5, dtype, Path(folder), dict, print)
-        steps = run._steps(0)
-        run._step(next(steps), 0)
-        started = time.perf_counter()
-        for number in range(TIMED):
-            run._step(next(steps), number)
-    return (time.perf_counter() - started) / TIMED
+    run = Run(trainee, data, settings, 1e-5, dtype, folder, dict, print)
+    for number, batches in enumerate(run._steps(0)):
+        run._step(batches, number)
+        yield
 
 
 def _metrics(args: argparse.Namespace, seed: int, system: str) -> Path:
     return args.out / f"metrics-{seed}" / LANGUAGE / f"{system}.json"
 
 
-def _pipeline(args: argparse.Namespace, core: int, seed: int, *command: str) -> None:
+def _train(args: argparse.Namespace, core: int, models: Path, method: str, seed: int, steps: int, rate: float) -> None:
+    given = {"--method": method, "--seed": seed, "--max-steps": steps, "--learning-rate": rate}
+    _pipeline(args, core, models, seed, "train-student", *(str(part) for pair in given.items() for part in pair))
+
+
+def _pipeline(args: argparse.Namespace, core: int, models: Path, seed: int, *command: str) -> None:
     settings = {
-        "paths.models": "models" if command[-1] == "teacher" else f"{args.out}/models-{seed}",
+        "paths.models": models,
         "paths.metrics": f"{args.out}/metrics-{seed}",
         "train.train_fraction": args.fraction,
         "train.validate_every": 10**6,  # at the end alone: it takes time, too
@@ -131,7 +191,7 @@ def _rows(args: argparse.Namespace, system: str, seeds: int) -> list[dict]:
     """Each utterance's counts, summed over the seeds."""
     paths = [_metrics(args, seed, system).with_suffix(".utterances.jsonl") for seed in range(seeds)]
     runs = [{row["id"]: row for row in read_jsonl(path)} for path in paths]
-    counted = {name for columns in RATES.values() for name in columns} | {
+    counted = {name for columns in ERROR_RATES.values() for name in columns} | {
         "hits",
         "substitutions",
         "deletions",
@@ -143,7 +203,7 @@ def _rows(args: argparse.Namespace, system: str, seeds: int) -> list[dict]:
 def _print(args: argparse.Namespace, steps: dict[str, int]) -> None:
     many = args.seeds
     # the base has one run: taken as often as there are seeds, so that the counts of a pair belong together
-    rows = {system: _rows(args, system, many) for system in RATE}
+    rows = {system: _rows(args, system, many) for system in METHODS}
     once = {system: _rows(args, system, 1) for system in ("base", "teacher")}
     rows |= {
         system: [{k: v if k == "id" else many * v for k, v in row.items()} for row in own]
@@ -152,9 +212,9 @@ def _print(args: argparse.Namespace, steps: dict[str, int]) -> None:
     print(
         "| system | steps | WER % (95 %) | of each seed | CER % | points against base |\n| --- | --- | --- | --- | --- | --- |"
     )
-    for system in ("base", "teacher", *RATE):
+    for system in ("base", "teacher", *METHODS):
         found, (low, high) = totals(rows[system]), interval(rows[system])
-        seeds = [_wer(args, seed, system) for seed in range(many)] if system in RATE else []
+        seeds = [_wer(args, seed, system) for seed in range(many)] if system in METHODS else []
         each = ", ".join(f"{100 * wer:.1f}" for wer in seeds)
         change = "" if system == "base" else _points(rows[system], rows["base"])
         wer = f"{100 * found['wer']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
@@ -167,7 +227,7 @@ def _print(args: argparse.Namespace, steps: dict[str, int]) -> None:
         ("lora", "full"),
     ):
         print(f"{one} against {other}: {_points(rows[one], rows[other])} points")
-    spread = mean(max(w) - min(w) for w in ([_wer(args, s, m) for s in range(many)] for m in RATE))
+    spread = mean(max(w) - min(w) for w in ([_wer(args, s, m) for s in range(many)] for m in METHODS))
     print(f"between the seeds of a method: {100 * spread:.1f} points on average, greatest less least")
 
 

@@ -30,7 +30,7 @@ from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import Batch, TrainingData
 from stages.train_student.loop import Run
-from stages.train_student.losses import gate_mean
+from stages.train_student.losses import gate_sum
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.whisper.models import Whisper, load_whisper
@@ -143,7 +143,8 @@ def _online_step(run: Run, batch: Batch, teacher: WhisperForConditionalGeneratio
     ce = F.cross_entropy(log_q_NV, batch.targets, reduction="sum", label_smoothing=settings.label_smoothing)
     log_m_NV = torch.logaddexp(log_p_NV, log_q_NV) - math.log(2)
     kl_p, kl_q = (F.kl_div(log_m_NV, log, reduction="sum", log_target=True) for log in (log_p_NV, log_q_NV))
-    gate = (gate_mean(routing.gates, batch.encoder_mask, batch.decoder_mask) - settings.gate_budget).abs()
+    opened, positions = gate_sum(routing.gates, batch.encoder_mask, batch.decoder_mask)
+    gate = (opened / positions - settings.gate_budget).abs()
     ((ce + settings.kd_weight * (kl_p + kl_q) / 2) / count + settings.gate_weight * gate).backward()
     torch.nn.utils.clip_grad_norm_(run.trainee.parameters.values(), settings.max_grad_norm)
     run.optimizer.step()

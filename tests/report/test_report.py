@@ -196,6 +196,25 @@ def test_curves_have_a_row_a_step_empty_where_absent(tree):
     assert "Validation WER (%)" in html
 
 
+def test_the_curve_of_a_run_for_several_languages_is_each_ones(tree):
+    for language in ("cs", "nl"):
+        tree.system("base", BASE, language=language)
+        tree.system("clsr", STUDENT, language=language)
+    wers = {"validation_wer": 0.5, "validation_wer_cs": 0.6, "validation_wer_nl": 0.4}
+    tree.curve("clsr", [{"step": 3, "loss": 2.0, "ce": 2.0}, {"step": 3, **wers}], language="cs+nl")
+    tree.curve("full", [{"step": 1, **wers}], language="cs+nl")
+    tree.curve("full", [{"step": 2, "validation_wer": 0.3}], language="nl")
+    html, _ = report(tree)
+    assert "curve.jsonl is not there" not in html
+    last = {path.stem: path.read_text("utf-8").splitlines()[-1] for path in (tree.out / "curves").iterdir()}
+    assert last == {
+        "cs-clsr": "3,,2.0,2.0,,,0.6",
+        "nl-clsr": "3,,2.0,2.0,,,0.4",
+        "cs-full": "1,,,,,,0.6",
+        "nl-full": "2,,,,,,0.3",
+    }
+
+
 def test_languages_and_corpora_have_an_overview_and_a_summary(tree):
     for language, corpus, further in (("cs", "fish", False), ("cs", "fleurs", True), ("ca", "common-voice", False)):
         tree.system("base", BASE, language, corpus, further)
