@@ -106,6 +106,13 @@ def test_low_rank_is_the_best_there_is():
     assert 0.1 < kept(STATE, back, SHARED) < 0.9
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_low_rank_of_what_was_never_changed_is_nothing(precision):
+    unchanged = {**STATE, **{name: SHARED[name].clone() for name in MATRICES}}
+    back = there_and_back(unchanged, precision, 3)
+    assert all(torch.equal(back[name], SHARED[name]) for name in MATRICES)
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-3), ("int8", 3e-2)])
 def test_each_component_keeps_its_own_size(precision, tolerance):
     """Singular values from 1 to 0.001: the least is as exact as the greatest, also in 8 bits."""

@@ -11,6 +11,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.options import printable
+from pipeline.progress import ProgressReport
 from stages.student import experts
 from stages.student.base import load_base
 from stages.student.packing import Precision, Tensors, check_choice, kept
@@ -59,7 +60,8 @@ def compress(folder: AnyPath, out: AnyPath, precision: Precision, rank: int | No
     }
     header = ("format_version", "parameters", "precision", "rank")
     carried = {name: value for name, value in config.items() if name not in header}
-    experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank)
+    with ProgressReport(f"experts compress {folder}", "tensors") as progress:
+        experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank, progress)
     say(f"{out}: {_summary(facts(out))}; {_kept(state, experts.read_expert(out, shared), shared)}")
 
 

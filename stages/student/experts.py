@@ -8,7 +8,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.packing import Precision, Tensors, pack, unpack
+from stages.student.packing import Precision, Progress, Tensors, pack, silent, unpack
 from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
 from stages.whisper.languages import language_code
 from stages.whisper.weights import read_weights, write_weights
@@ -54,9 +54,10 @@ def write_expert(
     config: dict[str, Any],
     precision: Precision = "fp16",
     rank: int | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Raises PipelineError where the expert cannot be stored so, before anything is written."""
-    write_weights(folder / WEIGHTS, pack(state, shared, precision, rank))
+    write_weights(folder / WEIGHTS, pack(state, shared, precision, rank, progress))
     header = {
         "format_version": FORMAT_VERSION,
         "language": language,

@@ -1,6 +1,6 @@
 """An expert's tensors as they are stored: its values, or what it changed of the shared block in 8 bits or of low rank."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,20 @@ Tensors = Mapping[str, torch.Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape and type
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 LARGEST = 127  # int8, symmetric
+Progress = Callable[[int, int, str], None]  # done, all, a note
 
 
-def pack(state: Tensors, shared: Tensors, precision: Precision = "fp16", rank: int | None = None) -> dict:
+def silent(done: int, total: int, note: str) -> None:
+    return None
+
+
+def pack(
+    state: Tensors,
+    shared: Tensors,
+    precision: Precision = "fp16",
+    rank: int | None = None,
+    progress: Progress = silent,
+) -> dict:
     """`state`, an expert with its gates, -> the tensors to store; `shared` has the frozen FFNs' under the experts' names.
 
     In fp16 and fp32 at full rank the values themselves are stored. Their rounding is relative to the weight instead of to
@@ -28,7 +39,8 @@ def pack(state: Tensors, shared: Tensors, precision: Precision = "fp16", rank: i
     """
     check_choice(shared, precision, rank)
     stored: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
+    for done, (name, tensor) in enumerate(state.items()):
+        progress(done, len(state), "")
         value = tensor.detach().float().cpu()
         if not _is_difference(name, precision, rank):
             stored[name] = value.to(DTYPES["fp16" if precision == "int8" else precision])
@@ -39,6 +51,7 @@ def pack(state: Tensors, shared: Tensors, precision: Precision = "fp16", rank: i
             )
         parts = _parts(value - shared[name].detach().cpu(), rank)
         stored |= {key: each for part, x in parts.items() for key, each in _coded(f"{name}.{part}", x, precision)}
+    progress(len(state), len(state), "")
     if infinite := not_finite(stored):
         raise PipelineError(
             f"tensor '{infinite}' has values that are not finite in {precision}: expected a sound expert"
@@ -145,8 +158,23 @@ def _parts(difference: torch.Tensor, rank: int | None) -> dict[str, torch.Tensor
     """The singular values go with the right factor, whose rows have a scale each: so that no component's is lost."""
     if rank is None:
         return {"delta": difference}
-    u, s, vh = torch.linalg.svd(difference, full_matrices=False)
-    return {"left": u[:, :rank], "right": s[:rank, None] * vh[:rank]}
+    left, values, right = _largest_components(difference.double(), rank)
+    return {"left": left.float(), "right": (values[:, None] * right).float()}
+
+
+def _largest_components(x: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U, S and V' of the `rank` largest singular values, of float64.
+
+    From the eigenvectors of the smaller of XX' and X'X: much less work than the SVD of an FFN's matrix, and in float64 a
+    value is lost among the roundings at 1e-8 of the largest, far below float16.
+    """
+    if x.shape[0] > x.shape[1]:
+        right, values, left = _largest_components(x.T, rank)
+        return left.T, values, right.T
+    left = torch.linalg.eigh(x @ x.T)[1].flip(1)[:, :rank]
+    right = left.T @ x
+    values = right.norm(dim=1)
+    return left, values, right / values.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
 
 
 def _coded(name: str, x: torch.Tensor, precision: Precision) -> list[tuple[str, torch.Tensor]]:

@@ -5,15 +5,19 @@
 bare: the teacher's forward pass to its logits over the very batches of the cache, in the cache's dtype, features ready.
 cache: `cache_teacher`, from FLAC shards to written shards.
 plain: the loop as published (transformers, float32, batches in file order, the stock feature extractor, full softmax).
+The last line says how far plain / cache could go here: to plain's time over that of the matrix products of bare, were each
+as fast as the fastest one tried.
 """
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import alternate, arguments, begin, ratio
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperFeatureExtractor
 
 from cache.shards import ShardWriter
@@ -49,10 +53,14 @@ def main() -> None:
         }
         runs["bare"]()  # warms up
         seconds = alternate(runs, args.rounds)
+        flops, speed = _flops(whisper, batches), _product_speed(whisper, compute_dtype(settings.dtype, CPU))
     count = sum(map(len, shards))
     print(f"{count} utterances, window {args.window} s, {count / min(seconds['cache']):.1f} utterances/s at best")
     print(ratio(seconds, "cache", "bare"))
     print(ratio(seconds, "plain", "cache"))
+    bound = min(seconds["plain"]) * speed / flops
+    rates = f"bare at {flops / min(seconds['bare']) / 1e9:.0f} GFLOP/s, the fastest product at {speed / 1e9:.0f}"
+    print(f"{flops / 1e9:.0f} GFLOP; {rates}; plain / products alone: {bound:.2f}")
 
 
 def _copy(shards: list[list[dict]], folder: Path) -> Path:
@@ -82,6 +90,27 @@ def _bare(whisper: Whisper, batches: list[tuple[torch.Tensor, torch.Tensor]], dt
     for features, inputs in batches:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             whisper.model(features, decoder_input_ids=inputs, use_cache=False)
+
+
+@torch.inference_mode()
+def _flops(whisper: Whisper, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """Of the matrix products of `bare`; those inside of attention, a few per cent, are not counted on a CPU."""
+    with FlopCounterMode(display=False) as counter:
+        _bare(whisper, batches, torch.float32)
+    return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def _product_speed(whisper: Whisper, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of many products with an encoder FFN's matrix."""
+    weight_FD = whisper.model.model.encoder.layers[0].fc1.weight.to(dtype)
+    x_ND = torch.randn(4096, weight_FD.shape[1], dtype=dtype)
+    times = []
+    for _ in range(100):
+        started = time.perf_counter()
+        torch.nn.functional.linear(x_ND, weight_FD)
+        times.append(time.perf_counter() - started)
+    return 2 * len(x_ND) * weight_FD.numel() / min(times)
 
 
 @torch.inference_mode()
