@@ -1,5 +1,9 @@
 """What the command line's modules share."""
 
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import click
 
 restart_option = click.option(
@@ -14,3 +18,16 @@ def examples(text: str) -> str:
 def printable(text: str) -> str:
     """On one line, and for a terminal, which an id or a name from elsewhere must not command."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def print_facts(
+    found: list[dict[str, Any]], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
+) -> None:
+    """Each folder's facts, as JSON or under its name as the `lines` (name, text) that are made of them."""
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for each in found:
+        print(printable(each["folder"]))
+        for name, text in lines(each):
+            print(f"  {name:<20} {printable(text)}")

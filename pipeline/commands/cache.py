@@ -11,7 +11,7 @@ from cache.facts import facts
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
-from pipeline.options import printable
+from pipeline.options import print_facts, printable
 from pipeline.progress import ProgressReport
 from stages.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -37,13 +37,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     for folder in folders:
         with ProgressReport(f"cache info {folder}", "records") as progress:
             found.append(facts(open_shards(folder), progress))
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
-        return
-    for each in found:
-        print(printable(each["folder"]))
-        for name, text in _lines(each):
-            print(f"  {name:<20} {printable(text)}")
+    print_facts(found, as_json, _lines)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

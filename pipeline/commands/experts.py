@@ -1,6 +1,5 @@
 """pipeline experts import, info, compress"""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
-from pipeline.options import printable
+from pipeline.options import print_facts
 from pipeline.progress import ProgressReport
 from stages.student import experts
 from stages.student.base import load_base
@@ -80,14 +79,7 @@ def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
 
 
 def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
-    found = [facts(folder) for folder in folders]
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
-        return
-    for each in found:
-        print(printable(each["folder"]))
-        for name, text in _lines(each):
-            print(f"  {name:<16} {printable(text)}")
+    print_facts([facts(folder) for folder in folders], as_json, _lines)
 
 
 def facts(folder: AnyPath) -> dict[str, Any]:

@@ -7,6 +7,10 @@ there already is not made again. Each run has one core, as many at once as there
 minutes over its own time for a step, measured first. Its learning rate is the one of RATES with the lowest validation WER
 after --search-minutes with a seed that is not used again; clsr-kd takes that of clsr. Intervals are paired bootstraps over
 utterances (95 %); a method's errors are summed over its seeds before that.
+
+What a method that has one set of weights for all languages forgets: with --other nl, `full` and `lora` also transcribe that
+language's test lines, after `pipeline --set languages.nl.corpus.corpus=fish-fillets prepare --lang nl`. Experts leave every
+other language as it was, bit for bit.
 """
 
 import argparse
@@ -40,8 +44,9 @@ from stages.whisper.models import compute_dtype, keep_freed_memory, load_whisper
 CPU = torch.device("cpu")
 LANGUAGE = "cs"
 METHODS = ("full", "lora", "clsr", "clsr-kd")
-RATES = {"full": (2e-5, 4e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3), "clsr": (1e-4, 3e-4, 1e-3)}
+RATES = {"full": (2e-5, 4e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3), "clsr": (3e-5, 1e-4, 3e-4, 1e-3)}
 SEARCH_SEED = 99
+FORGETFUL = ("full", "lora")  # change what other languages meet
 TIMED = 9  # steps of each method
 
 
@@ -62,9 +67,19 @@ def main() -> None:
             for seed in range(args.seeds)
             for method in METHODS
         ]
+        runs += [pool.submit(_evaluated, args, cores, 0, "base", other) for other in args.other]
         for run in runs:
             run.result()
+        for run in [
+            pool.submit(_elsewhere, args, cores, seed, method, other)
+            for other in args.other
+            for seed in range(args.seeds)
+            for method in FORGETFUL
+        ]:
+            run.result()
     _print(args, steps)
+    for other in args.other:
+        _print_other(args, other)
 
 
 def _searched(
@@ -102,11 +117,21 @@ def _made(args: argparse.Namespace, cores: Queue, seed: int, method: str, steps:
         _evaluated(args, cores, seed, method)
 
 
-def _evaluated(args: argparse.Namespace, cores: Queue, seed: int, system: str) -> None:
-    if not _metrics(args, seed, system).exists():
+def _evaluated(args: argparse.Namespace, cores: Queue, seed: int, system: str, language: str = LANGUAGE) -> None:
+    if not _metrics(args, seed, system, language).exists():
         models = Path("models") if system == "teacher" else args.out / f"models-{seed}"
         with _core(cores) as core:
-            _pipeline(args, core, models, seed, "evaluate", "--system", system)
+            _pipeline(args, core, models, seed, language, "evaluate", "--system", system)
+
+
+def _elsewhere(args: argparse.Namespace, cores: Queue, seed: int, method: str, other: str) -> None:
+    """The model of LANGUAGE on another one."""
+    models = (args.out / f"models-{seed}").resolve()
+    link = models / other / method
+    link.parent.mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to(models / LANGUAGE / method)
+    _evaluated(args, cores, seed, method, other)
 
 
 @contextmanager
@@ -125,6 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--search-minutes", type=float, default=2, help="of training, for each learning rate tried")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fraction", type=float, default=0.25, help="of the training scenes")
+    parser.add_argument("--other", action="append", default=[], help="a language whose test lines were prepared, too")
     parser.add_argument("--out", type=Path, default=Path("five-systems"))
     return parser.parse_args()
 
@@ -166,30 +192,34 @@ def _steps(method: str, folder: Path) -> Iterator[None]:
         yield
 
 
-def _metrics(args: argparse.Namespace, seed: int, system: str) -> Path:
-    return args.out / f"metrics-{seed}" / LANGUAGE / f"{system}.json"
+def _metrics(args: argparse.Namespace, seed: int, system: str, language: str = LANGUAGE) -> Path:
+    return args.out / f"metrics-{seed}" / language / f"{system}.json"
 
 
 def _train(args: argparse.Namespace, core: int, models: Path, method: str, seed: int, steps: int, rate: float) -> None:
     given = {"--method": method, "--seed": seed, "--max-steps": steps, "--learning-rate": rate}
-    _pipeline(args, core, models, seed, "train-student", *(str(part) for pair in given.items() for part in pair))
+    _pipeline(
+        args, core, models, seed, LANGUAGE, "train-student", *(str(part) for pair in given.items() for part in pair)
+    )
 
 
-def _pipeline(args: argparse.Namespace, core: int, models: Path, seed: int, *command: str) -> None:
+def _pipeline(args: argparse.Namespace, core: int, models: Path, seed: int, language: str, *command: str) -> None:
     settings = {
         "paths.models": models,
         "paths.metrics": f"{args.out}/metrics-{seed}",
         "train.train_fraction": args.fraction,
         "train.validate_every": 10**6,  # at the end alone: it takes time, too
     }
+    if language != LANGUAGE:
+        settings[f"languages.{language}.corpus.corpus"] = "fish-fillets"
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    whole = [sys.executable, "-m", "pipeline", *given, *command, "--lang", LANGUAGE]
+    whole = [sys.executable, "-m", "pipeline", *given, *command, "--lang", language]
     subprocess.run(whole, check=True, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
 
 
-def _rows(args: argparse.Namespace, system: str, seeds: int) -> list[dict]:
+def _rows(args: argparse.Namespace, system: str, seeds: int, language: str = LANGUAGE) -> list[dict]:
     """Each utterance's counts, summed over the seeds."""
-    paths = [_metrics(args, seed, system).with_suffix(".utterances.jsonl") for seed in range(seeds)]
+    paths = [_metrics(args, seed, system, language).with_suffix(".utterances.jsonl") for seed in range(seeds)]
     runs = [{row["id"]: row for row in read_jsonl(path)} for path in paths]
     counted = {name for columns in ERROR_RATES.values() for name in columns} | {
         "hits",
@@ -202,13 +232,8 @@ def _rows(args: argparse.Namespace, system: str, seeds: int) -> list[dict]:
 
 def _print(args: argparse.Namespace, steps: dict[str, int]) -> None:
     many = args.seeds
-    # the base has one run: taken as often as there are seeds, so that the counts of a pair belong together
     rows = {system: _rows(args, system, many) for system in METHODS}
-    once = {system: _rows(args, system, 1) for system in ("base", "teacher")}
-    rows |= {
-        system: [{k: v if k == "id" else many * v for k, v in row.items()} for row in own]
-        for system, own in once.items()
-    }
+    rows |= {system: _as_often(_rows(args, system, 1), many) for system in ("base", "teacher")}
     print(
         "| system | steps | WER % (95 %) | of each seed | CER % | points against base |\n| --- | --- | --- | --- | --- | --- |"
     )
@@ -229,6 +254,21 @@ def _print(args: argparse.Namespace, steps: dict[str, int]) -> None:
         print(f"{one} against {other}: {_points(rows[one], rows[other])} points")
     spread = mean(max(w) - min(w) for w in ([_wer(args, s, m) for s in range(many)] for m in METHODS))
     print(f"between the seeds of a method: {100 * spread:.1f} points on average, greatest less least")
+
+
+def _as_often(rows: list[dict], many: int) -> list[dict]:
+    """What has one run, as often as the others have seeds, so that the counts of a pair belong together."""
+    return [{key: value if key == "id" else many * value for key, value in row.items()} for row in rows]
+
+
+def _print_other(args: argparse.Namespace, other: str) -> None:
+    base = _rows(args, "base", 1, other)
+    print(f"{other}: base {100 * totals(base)['wer']:.1f} % of {totals(base)['words']} words", end="")
+    for method in FORGETFUL:
+        rows = _rows(args, method, args.seeds, other)
+        change = _points(rows, _as_often(base, args.seeds))
+        print(f"; {method} {100 * totals(rows)['wer']:.1f} %, {change} points", end="")
+    print()
 
 
 def _wer(args: argparse.Namespace, seed: int, system: str) -> float:
