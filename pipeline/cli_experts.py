@@ -83,7 +83,7 @@ def info_command(folders: tuple[AnyPath, ...], as_json: bool) -> None:
 @experts_group.command(
     "compress",
     epilog=examples(
-        "pipeline experts compress models/cs/clsr-kd --out models/cs/clsr-kd-small --precision int8 --rank 64\n"
+        "pipeline experts compress models/cs/clsr-kd --out models/cs/clsr-kd-small --precision int8 --rank 96\n"
         "pipeline experts compress models/cs/clsr-kd --out models/cs/clsr-kd-int8 --precision int8"
     ),
 )
