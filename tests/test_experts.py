@@ -144,3 +144,21 @@ def test_help_shows_examples_that_are_understood(command, monkeypatch, capsys):
         words = line.split()
         assert words[:3] == ["pipeline", "experts", command]
         experts_group.commands[command].make_context(command, words[3:])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"base": 5}, "base is 5, expected text"),
+        ({"base_weights": None}, "base_weights is None, expected text"),
+        ({"audio_window_s": "4"}, "audio_window_s is '4', expected a whole number"),
+        ({"audio_window_s": True}, "audio_window_s is True, expected a whole number"),
+        ({"language": ["cs"]}, "language is ['cs'], expected text"),
+        ({"format_version": {}}, "format_version is {}, expected 2"),
+    ],
+)
+def test_facts_that_are_not_sound_are_named(change, text, experts, tmp_path, monkeypatch, capsys):
+    (experts / CONFIG).write_text(json.dumps({**facts_of(experts), **change}))
+    for arguments in (["info", experts], ["compress", experts, "--out", tmp_path / "out"]):
+        assert run(monkeypatch, "experts", *map(str, arguments)) == 1
+        assert capsys.readouterr().err.splitlines() == [f"pipeline: {experts / CONFIG}: {text}"]

@@ -117,6 +117,9 @@ def test_a_damaged_folder_is_refused(trained):
     (trained / "lora.json").write_text(json.dumps({**facts, "format_version": 2}))
     with pytest.raises(PipelineError, match="format_version is 2, expected 1"):
         load_model(str(trained))
+    (trained / "lora.json").write_text(json.dumps({**facts, "base": 5}))
+    with pytest.raises(PipelineError, match=r"lora\.json: base is 5, expected text"):
+        load_model(str(trained))
 
 
 def test_it_is_a_method_like_any_other(tiny_whisper, utterances, tmp_path, monkeypatch, capsys):

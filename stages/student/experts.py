@@ -8,6 +8,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
+from stages.student.base import BASE_FACTS, read_facts
 from stages.student.packing import Precision, Progress, Tensors, pack, silent, unpack
 from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
 from stages.whisper.languages import language_code
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # version 1 knew float16 at full rank alone, and is stored the same
-REQUIRED = ("language", "base", "base_weights", "audio_window_s")
+REQUIRED = {"language": str, **BASE_FACTS}
 
 
 def is_experts_folder(folder: AnyPath) -> bool:
@@ -69,16 +70,8 @@ def write_expert(
 
 
 def read_config(folder: AnyPath) -> dict[str, Any]:
-    """Raises PipelineError where the folder holds no expert, or one of another format version."""
-    config = files.read_json(folder / CONFIG)
-    found = config.get("format_version") if isinstance(config, dict) else None
-    if found not in READABLE:
-        raise PipelineError(f"{folder / CONFIG}: format_version is {found!r}, expected {FORMAT_VERSION}")
-    if missing := [name for name in REQUIRED if name not in config]:
-        raise PipelineError(f"{folder / CONFIG}: no {', '.join(missing)} in it, expected {', '.join(REQUIRED)}")
-    if not isinstance(config["language"], str):
-        raise PipelineError(f"{folder / CONFIG}: language is {config['language']!r}, expected a code")
-    return {"precision": "fp16", "rank": None, **config}
+    """Raises PipelineError where the folder holds no expert, or one of another format version, or its facts are not sound."""
+    return {"precision": "fp16", "rank": None, **read_facts(folder / CONFIG, READABLE, REQUIRED)}
 
 
 def read_expert(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:

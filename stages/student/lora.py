@@ -10,14 +10,14 @@ from torch import nn
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.base import load_base
+from stages.student.base import BASE_FACTS, load_base, read_facts
 from stages.whisper.models import Whisper
 from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
 TARGETS = ["fc1", "fc2"]  # of every encoder and decoder layer
 FORMAT_VERSION = 1
-REQUIRED = ("languages", "base", "base_weights", "audio_window_s")
+REQUIRED = {"languages": list, **BASE_FACTS}
 
 
 def is_lora_folder(folder: AnyPath) -> bool:
@@ -45,14 +45,8 @@ def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> No
 
 
 def read_lora_config(folder: AnyPath) -> dict[str, Any]:
-    """Raises PipelineError where the folder's facts are of another format version, or incomplete."""
-    config = files.read_json(folder / CONFIG)
-    found = config.get("format_version") if isinstance(config, dict) else None
-    if found != FORMAT_VERSION:
-        raise PipelineError(f"{folder / CONFIG}: format_version is {found!r}, expected {FORMAT_VERSION}")
-    if missing := [name for name in REQUIRED if name not in config]:
-        raise PipelineError(f"{folder / CONFIG}: no {', '.join(missing)} in it, expected {', '.join(REQUIRED)}")
-    return config
+    """Raises PipelineError where the folder's facts are of another format version, incomplete, or something else."""
+    return read_facts(folder / CONFIG, (FORMAT_VERSION,), REQUIRED)
 
 
 def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
