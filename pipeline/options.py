@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from cache.errors import PipelineError
+
 restart_option = click.option(
     "--restart", is_flag=True, help="Where the output was made with other settings, remove it and begin again."
 )
@@ -31,3 +33,32 @@ def print_facts(
         print(printable(each["folder"]))
         for name, text in lines(each):
             print(f"  {name:<20} {printable(text)}")
+
+
+def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    """Codes or names, repeated or separated by commas -> codes."""
+    from stages.whisper.languages import language_code
+
+    try:
+        return [language_code(part) for value in values for part in value.split(",")]
+    except PipelineError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+lang_option = click.option(
+    "--lang",
+    "languages",
+    multiple=True,
+    callback=languages_of,
+    metavar="LANG",
+    help="Code or name, one or several; default: all in the parameters.",
+)
+
+
+def params_of(ctx: click.Context, **flags: Any):
+    """The parameters, with the flags that were given on top (`section__name` stands for `section.name`)."""
+    from pipeline.params import load_params
+
+    path, overrides = ctx.obj
+    given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    return load_params(path, {**overrides, **given})

@@ -21,6 +21,8 @@ from cache.records import MAX_SECONDS
 SAMPLE_RATE = 16_000  # Hz: what Whisper's features are defined on
 QUALITY = "VHQ"  # soxr's best; at speech lengths it costs no more time than decoding does
 BLOCK = 1 << 16  # frames read at once: 4 s at 16 kHz, so that a file of any length fits in memory
+# -60 dBFS, 33 steps of 16 bits: the noise of an open microphone is louder, and so is the faintest speech.
+SILENCE = 0.001
 PCM_SCALE = 32_768  # 16-bit steps in 1.0; a power of two, so that 16-bit audio comes back bit for bit
 
 
@@ -112,6 +114,11 @@ def decode_flac(data: bytes, at_most: float = MAX_SECONDS) -> np.ndarray:
         raise PipelineError(
             f"audio of a shard is not readable FLAC ({_reason(error)}): make the shards again"
         ) from None
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Returns whether no sample of (samples,), -1 to 1, is as loud as SILENCE, so that nothing can be heard."""
+    return not len(samples) or float(np.abs(samples).max()) < SILENCE
 
 
 def audio_sha256(samples: np.ndarray) -> str:

@@ -5,15 +5,10 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cache.errors import PipelineError
 from cache.storage import RemotePath, StorageError
 from stages import audio
 from stages.prepare.items import Item
-
-# -60 dBFS, 33 steps of 16 bits: the noise of an open microphone is louder, and so is the faintest speech.
-SILENCE = 0.001
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,8 @@ def make_utterance(
         return _left_out(item, "empty", f"{seconds:g} s, shorter than {min_seconds:g} s")
     if seconds > longest:
         return _left_out(item, "too_long", f"longer than {longest:g} s")
-    if np.abs(samples).max() < SILENCE:
-        return _left_out(item, "silent", f"no sample above {SILENCE:g}")
+    if audio.is_silent(samples):
+        return _left_out(item, "silent", f"no sample above {audio.SILENCE:g}")
     return {
         "id": item.id,
         "text": text,
