@@ -6,7 +6,7 @@ import click
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath, path
-from pipeline.options import examples
+from pipeline.options import base_option, examples
 
 
 def _language(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -91,8 +91,9 @@ def info_command(folders: tuple[AnyPath, ...], as_json: bool) -> None:
 @out_option
 @click.option("--precision", type=click.Choice(["fp16", "fp32", "int8"]), default="fp16", help="Of what is stored.")
 @click.option("--rank", type=click.IntRange(min=1), help="Of what was changed of each matrix; default: all of it.")
-def compress_command(folder: AnyPath, out: AnyPath, precision: Any, rank: int | None) -> None:
+@base_option
+def compress_command(folder: AnyPath, out: AnyPath, precision: Any, rank: int | None, base: str | None) -> None:
     """Writes FOLDER's expert to DIR in fewer bytes. How much worse it is there, `pipeline transcribe` and WER must say."""
     from pipeline.commands.experts import compress
 
-    compress(folder, out, precision, rank)
+    compress(folder, out, precision, rank, base)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pipeline.options import examples, lang_option, languages_of, params_of, restart_option
+from pipeline.options import base_option, examples, lang_option, languages_of, params_of, restart_option
 
 METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
@@ -57,15 +57,21 @@ def train_student_command(
 @click.option(
     "--corpus", "further", help="A further test corpus of the language, by name, instead of its own test split."
 )
+@base_option
 @click.option("--device", help="auto, cpu or cuda.")
 @click.pass_context
 def evaluate_command(
-    ctx: click.Context, languages: list[str], systems: tuple[str, ...], further: str | None, device: str | None
+    ctx: click.Context,
+    languages: list[str],
+    systems: tuple[str, ...],
+    further: str | None,
+    base: str | None,
+    device: str | None,
 ) -> None:
     """Decodes the test split and writes word and character error rates."""
     from pipeline.commands.evaluate import evaluate
 
-    evaluate(params_of(ctx, device=device), languages, list(systems), further)
+    evaluate(params_of(ctx, device=device), languages, list(systems), further, base)
 
 
 @click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
@@ -74,14 +80,15 @@ def evaluate_command(
     "--lang", "languages", multiple=True, callback=languages_of, metavar="LANG", help="Default: the experts' language."
 )
 @click.option("--model", required=True, help="A folder of experts, or any Whisper: folder or hub id.")
+@base_option
 @click.option("--device", help="auto, cpu or cuda.")
 @click.pass_context
 def transcribe_command(
-    ctx: click.Context, files: tuple[str, ...], languages: list[str], model: str, device: str | None
+    ctx: click.Context, files: tuple[str, ...], languages: list[str], model: str, base: str | None, device: str | None
 ) -> None:
     """Prints what is said in audio files of any length."""
     from pipeline.commands.transcribe import transcribe
 
     if len(languages) > 1:
         raise click.BadParameter("one language at a time", param_hint="--lang")
-    transcribe(params_of(ctx, device=device), list(files), languages[0] if languages else None, model)
+    transcribe(params_of(ctx, device=device), list(files), languages[0] if languages else None, model, base)

@@ -11,6 +11,11 @@ from cache.errors import PipelineError
 restart_option = click.option(
     "--restart", is_flag=True, help="Where the output was made with other settings, remove it and begin again."
 )
+base_option = click.option(
+    "--base",
+    metavar="FOLDER_OR_ID",
+    help="Where the base model of experts or of an adapter lies, if not where they name it; its weights are checked.",
+)
 
 
 def examples(text: str) -> str:

@@ -11,25 +11,30 @@ from cache.storage import AnyPath
 from stages.audio import cut_at_pauses, read_windows
 from stages.prefetch import prefetch
 from stages.student.loading import Loaded
-from stages.whisper.decode import Transcriber
+from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.models import compute_dtype, round_weights
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
 
 
-def transcribe(model: Loaded, path: AnyPath, language: str, device: torch.device, dtype: str = "auto") -> Iterator[str]:
-    """The text of each window, in order, as they are decoded. Raises PipelineError where there is no audio to read."""
+def transcribe(
+    model: Loaded, path: AnyPath, language: str, device: torch.device, dtype: str = "auto", cut_loops: bool = True
+) -> Iterator[Transcript]:
+    """Yields what is said in each window, in order, as they are decoded; nothing is said in a silent one.
+
+    Raises PipelineError where there is no audio to read.
+    """
     if not path.is_file():
         raise PipelineError(f"{path}: no such file")
     model.whisper.model.to(device)
     rounded = compute_dtype(dtype, device)
     round_weights(model.whisper.model.requires_grad_(False), rounded)
-    decode = Transcriber(model.whisper, language, rounded)
+    decode = Transcriber(model.whisper, language, rounded, cut_loops)
     some = False
     for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
         some = True
-        yield from (transcript.text for transcript in decode(clips))
+        yield from decode(clips)
     if not some:
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
 

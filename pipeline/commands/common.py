@@ -9,6 +9,7 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.params import Params
+from stages.student.base import find_base
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.loading import Loaded, load_model
 from stages.student.lora import is_lora_folder, read_lora_config
@@ -39,19 +40,18 @@ def load(source: str, audio_window_s: int | None) -> Whisper:
     return load_whisper(source, audio_window_s)
 
 
-def load_any(source: str, audio_window_s: int | None = None) -> Loaded:
-    """A Whisper, or experts or an adapter with their base."""
-    base = source
-    folder = storage.path(source)
+def load_any(source: str, audio_window_s: int | None = None, base: str | None = None) -> Loaded:
+    """A Whisper, or experts or an adapter with their base, which may lie at `base`."""
+    folder, model = storage.path(source).expanduser(), source
     if is_experts_folder(folder):
         config = read_config(folder)
         say(f"{source}: experts for {config['language']}")
-        base = config["base"]
+        model = find_base(config, folder, base)
     elif is_lora_folder(folder):
-        base = read_lora_config(folder)["base"]
         say(f"{source}: a LoRA adapter")
-    say(find_model(base)[1])
-    return load_model(source, audio_window_s)
+        model = find_base(read_lora_config(folder), folder, base)
+    say(find_model(model)[1])
+    return load_model(source, audio_window_s, base)
 
 
 def adapted_teacher(params: Params, language: str) -> AnyPath:

@@ -9,14 +9,16 @@ from stages.evaluate.run import evaluate as evaluate_split
 from stages.train_student.settings import METHODS
 
 
-def evaluate(params: Params, languages: list[str], systems: list[str], further: str | None) -> None:
+def evaluate(
+    params: Params, languages: list[str], systems: list[str], further: str | None, base: str | None = None
+) -> None:
     device = chosen_device(params)
     for language in chosen(params, languages):
         split = f"test@{further}" if further else "test"
         utterances = params.paths.utterances / language / split
         for system in systems or _systems(params, language):
             source = _source(params, language, system)
-            model = load_any(source, params.audio_window_s)
+            model = load_any(source, params.audio_window_s, base)
             out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
             with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
                 metrics = evaluate_split(

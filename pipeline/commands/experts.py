@@ -12,7 +12,7 @@ from pipeline.commands.common import load, say
 from pipeline.options import print_facts
 from pipeline.progress import ProgressReport
 from stages.student import experts
-from stages.student.base import load_base
+from stages.student.base import base_facts, load_base
 from stages.student.packing import Precision, Tensors, check_choice, kept
 from stages.student.published import check_published_base, find_published, read_published
 from stages.whisper.models import parameter_count
@@ -31,24 +31,21 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
     if check_base and not checked:
         raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
-    config = {
-        "base": base.source,
-        "base_weights": base.fingerprint,
-        "base_parameters": parameter_count(dict(base.model.named_parameters())),
-        "base_checked": checked,
-        "audio_window_s": FULL_WINDOW_S,
-        "source": source,
-    }
+    named = base_facts(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S)
+    config = {**named, "base_checked": checked, "source": source}
     experts.write_expert(out, language, state, shared, config, _exact_precision(state))
     trained_beside = f"beside {base.source}, as its checkpoint has it"
     unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.source} was not checked"
     say(f"{out}: {_summary(facts(out))}; {trained_beside if checked else unchecked}")
 
 
-def compress(folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None) -> None:
+def compress(
+    folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None, base_source: str | None = None
+) -> None:
+    """base_source: where the base lies, instead of where the expert names it."""
     _refuse_taken(out)
     config = experts.read_config(folder)
-    base = load_base(config, folder / experts.CONFIG)
+    base = load_base(config, folder / experts.CONFIG, base=base_source)
     shared = experts.shared_of(base.model)
     check_choice(shared, precision, rank)
     state = experts.read_expert(folder, shared)

@@ -11,18 +11,20 @@ from stages.student.lora import is_lora_folder, read_lora_config
 from stages.transcribe import transcribe as transcribe_file
 
 
-def transcribe(params: Params, paths: list[str], language: str | None, source: str) -> None:
+def transcribe(params: Params, paths: list[str], language: str | None, source: str, base: str | None) -> None:
     folder = storage.path(source)
     language = language or _language(folder)
     if language is None:
         raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
     device = chosen_device(params)
-    model = load_any(source)
+    model = load_any(source, base=base)
     for path in paths:
         if len(paths) > 1:
             print(f"{path}:")
-        for text in transcribe_file(model, storage.path(path), language, device):
-            print(text, flush=True)
+        settings = params.evaluate
+        for said in transcribe_file(model, storage.path(path), language, device, settings.dtype, settings.cut_loops):
+            if said.text:
+                print(said.text, flush=True)
 
 
 def _language(folder: AnyPath) -> str | None:

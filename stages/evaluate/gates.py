@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from stages.student.routing import Routing
+from stages.whisper.decode import Gates
 from stages.whisper.window import POSITIONS_PER_SECOND
 
 PROMPT_TOKENS = 4
@@ -17,12 +17,12 @@ class GateUse:
         self.expert: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
 
-    def add(self, routing: Routing, seconds: list[float], generated: list[int]) -> None:
-        """routing: of one call of `generate`; seconds and generated tokens of each clip."""
+    def add(self, gates: Gates, seconds: list[float], generated: list[int]) -> None:
+        """Adds one batch: its gates, (B, T) for each call, and the seconds and the generated tokens of each of its B clips."""
         audio = torch.tensor([math.ceil(length * POSITIONS_PER_SECOND) for length in seconds])
         # the last token that was generated is read by no layer
         text = torch.tensor([PROMPT_TOKENS + count - 1 for count in generated])
-        for layer, calls in routing.gates.items():
+        for layer, calls in gates.items():
             gate_BT = torch.cat(calls, dim=1).cpu()
             real = audio if layer.startswith("encoder") else text
             mask_BT = torch.arange(gate_BT.shape[1]) < real[:, None]

@@ -47,20 +47,19 @@ def evaluate(
     dtype = compute_dtype(settings.dtype, device)
     model.whisper.model.to(device)
     round_weights(model.whisper.model.requires_grad_(False), dtype)
-    transcribe = Transcriber(model.whisper, language, dtype)
+    transcribe = Transcriber(model.whisper, language, dtype, settings.cut_loops)
     rows, unscored, gates = [], [], GateUse()
     started, seconds = time.monotonic(), 0.0
     progress(0, sum(reader.rows), seconds)
     for batch in prefetch(_batches(reader, model.whisper.audio_window_s, settings.batch_size)):
-        decoded = _decode(model, transcribe, batch, gates)
-        for utterance, (text, looped) in zip(batch, decoded, strict=True):
-            counts = scoring.score(utterance.text, text, language)
+        for utterance, decoded in zip(batch, _decode(transcribe, batch, gates), strict=True):
+            counts = scoring.score(utterance.text, decoded["hypothesis"], language)
             seconds += utterance.seconds
             if not counts["words"]:
                 unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
                 continue
             facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
-            rows.append({**facts, "reference": utterance.text, "hypothesis": text, "looped": looped, **counts})
+            rows.append({**facts, "reference": utterance.text, **decoded, **counts})
         progress(len(rows) + len(unscored), sum(reader.rows), seconds)
     metrics = {
         "language": language,
@@ -70,6 +69,8 @@ def evaluate(
         "normaliser": scoring.NORMALISER,
         **scoring.totals(rows),
         "loops": sum(bool(row["looped"]) for row in rows),
+        "cut_loops": settings.cut_loops,
+        "unended": sum(bool(row["unended"]) for row in rows),
         "audio_seconds": round(seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "audio_window_s": model.whisper.audio_window_s,
@@ -104,16 +105,24 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
     return Utterance(row["id"], row["group"], row["seconds"], row["text"], windows)
 
 
-def _decode(model: Loaded, transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[tuple[str, bool]]:
-    """Each utterance's text, and whether it was cut at a loop."""
+def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[dict[str, Any]]:
+    """Each utterance's text, and whether one of its windows ended in a loop, or did not end."""
     clips = [window for utterance in batch for window in utterance.windows]
     transcripts: list[Transcript] = []
     for start in range(0, len(clips), len(batch)):
         part = clips[start : start + len(batch)]
-        with model.route(transcribe.language) as routing:
-            found = transcribe(part)
-        gates.add(routing, [len(clip) / SAMPLE_RATE for clip in part], [len(one.tokens) for one in found])
+        found, by_layer = transcribe.with_gates(part)
+        decoded = [(clip, one) for clip, one in zip(part, found, strict=True) if not one.silent]
+        seconds, tokens = [len(clip) / SAMPLE_RATE for clip, _ in decoded], [len(one.tokens) for _, one in decoded]
+        gates.add(by_layer, seconds, tokens)
         transcripts += found
     each = iter(transcripts)
-    parts = [[next(each) for _ in utterance.windows] for utterance in batch]
-    return [(" ".join(one.text for one in own).strip(), any(one.looped for one in own)) for own in parts]
+    return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
+
+
+def _joined(windows: list[Transcript]) -> dict[str, Any]:
+    return {
+        "hypothesis": " ".join(one.text for one in windows if one.text),
+        "looped": any(one.looped for one in windows),
+        "unended": any(one.unended for one in windows),
+    }

@@ -10,3 +10,6 @@ class EvaluateSettings(BaseModel):
 
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    cut_loops: bool = Field(
+        True, description="end a text that repeats itself after one copy of the piece; false: as in the literature"
+    )

@@ -8,7 +8,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.base import BASE_FACTS, read_facts
+from stages.student.base import BASE_FACTS, check_base, read_facts
 from stages.student.packing import Precision, Progress, Tensors, pack, silent, unpack
 from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
 from stages.whisper.languages import language_code
@@ -80,11 +80,17 @@ def read_expert(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:
     return unpack(read_weights(folder / WEIGHTS), shared, config["precision"], config["rank"], str(folder))
 
 
-def load_experts(student: "DistilWhisperForConditionalGeneration", folder: AnyPath, language: str | None = None) -> str:
+def load_experts(
+    student: "DistilWhisperForConditionalGeneration",
+    folder: AnyPath,
+    language: str | None = None,
+    base_checked: bool = False,
+) -> str:
     """Adds the expert in `folder`, one of ours or of the published ones, to `student`; returns its language's code.
 
-    language: code or name, which one of a published folder if it has several. Raises PipelineError where it does not fit,
-    or where a published folder's checkpoint has other shared FFNs than `student`; then nothing is added.
+    language: code or name, which one of a published folder if it has several. base_checked: `load_base` has loaded the base.
+    Raises PipelineError where it does not fit, where `student` has another audio window or other base weights than the
+    expert was trained with, or where a published folder's checkpoint has other shared FFNs; then nothing is added.
     """
     shared = student.shared_state()
     published = [] if is_experts_folder(folder) else published_languages(folder)
@@ -94,7 +100,10 @@ def load_experts(student: "DistilWhisperForConditionalGeneration", folder: AnyPa
         base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
         check_published_base(folder, base, "this one")
     else:
-        language = _chosen(folder, [read_config(folder)["language"]], language)
+        config = read_config(folder)
+        language = _chosen(folder, [config["language"]], language)
+        if not base_checked:
+            check_base(config, folder / CONFIG, student.base_parameters(), student.audio_window_s)
         state = read_expert(folder, shared)
     student.load_expert_state(language, state, str(folder))
     return language

@@ -1,14 +1,13 @@
 """Any model that can transcribe: a Whisper, or a folder of experts or of an adapter with the base that it names."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from cache import storage
+from cache.errors import PipelineError
 from stages.student.base import load_base
 from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
 from stages.student.lora import is_lora_folder, load_lora
 from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.student.routing import Routing
 from stages.whisper.models import Whisper, load_whisper
 
 
@@ -17,19 +16,21 @@ class Loaded:
     whisper: Whisper
     student: DistilWhisperForConditionalGeneration | None  # the whisper's model, where it has experts
 
-    def route(self, language: str) -> AbstractContextManager[Routing]:
-        """See the student's `route`; for a plain Whisper nothing is routed."""
-        return self.student.route(language) if self.student else nullcontext(Routing())
 
+def load_model(source: str, audio_window_s: int | None = None, base: str | None = None) -> Loaded:
+    """Loads the Whisper, the experts or the adapter at `source` (a folder, a URL or a hub id).
 
-def load_model(source: str, audio_window_s: int | None = None) -> Loaded:
-    """Raises PipelineError where `source` is neither, or where the experts were trained on other base weights."""
+    base: where the base of experts or of an adapter lies, instead of where they name it; its weights are compared.
+    Raises PipelineError where `source` is none of them, or where the base has other weights than in training.
+    """
     folder = storage.path(source).expanduser()
     if is_lora_folder(folder):
-        return Loaded(load_lora(folder, audio_window_s), None)
+        return Loaded(load_lora(folder, audio_window_s, base), None)
     if not is_experts_folder(folder):
+        if base is not None:
+            raise PipelineError(f"{source}: holds neither experts nor an adapter, so that --base {base} is of no use")
         return Loaded(load_whisper(source, audio_window_s), None)
-    whisper = load_base(read_config(folder), folder / CONFIG, audio_window_s)
+    whisper = load_base(read_config(folder), folder / CONFIG, audio_window_s, base)
     student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model)
-    load_experts(student, folder)
+    load_experts(student, folder, base_checked=True)
     return Loaded(replace(whisper, model=student.eval()), student)

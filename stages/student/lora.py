@@ -49,12 +49,13 @@ def read_lora_config(folder: AnyPath) -> dict[str, Any]:
     return read_facts(folder / CONFIG, (FORMAT_VERSION,), REQUIRED)
 
 
-def load_lora(folder: AnyPath, audio_window_s: int | None = None) -> Whisper:
+def load_lora(folder: AnyPath, audio_window_s: int | None = None, base: str | None = None) -> Whisper:
     """The base with the adapter merged into it, a Whisper like any other: it costs nothing more to run.
 
+    base: where the base lies, instead of where the folder names it.
     Raises PipelineError where it was trained on other base weights or with another window, or does not fit.
     """
-    whisper = load_base(read_lora_config(folder), folder / CONFIG, audio_window_s)
+    whisper = load_base(read_lora_config(folder), folder / CONFIG, audio_window_s, base)
     adapter = _adapter(whisper, folder)
     state, wanted = read_weights(folder / WEIGHTS), _state(adapter)
     for name in sorted(state.keys() | wanted.keys()):

@@ -12,13 +12,13 @@ from transformers.cache_utils import Cache
 from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
+from stages.student.base import base_facts
 from stages.student.clsr import FeedForward, RoutedFeedForward
 from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
 from stages.student.experts import find_expert, load_experts, save_experts
-from stages.student.packing import Precision
+from stages.student.packing import Precision, misfit
 from stages.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.whisper.languages import language_code
-from stages.whisper.models import parameter_count, weights_fingerprint
 from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
@@ -96,6 +96,11 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """The codes of the languages that have an expert."""
         return list(self.config.languages or [])
 
+    @property
+    def audio_window_s(self) -> int:
+        """Seconds of audio that the encoder takes."""
+        return self.config.max_source_positions // POSITIONS_PER_SECOND
+
     def add_expert(self, language: str) -> list[nn.Parameter]:
         """Adds a fresh expert, a copy of the shared blocks, and returns its parameters (they alone take gradients)."""
         if language in self.languages:
@@ -116,7 +121,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """Adds the expert that lies in a folder, at a URL or on the hub; returns its language's code.
 
         language: which one, where `source` holds several (a published checkpoint). Raises PipelineError where it does not
-        fit this model.
+        fit this model, or was trained with other base weights or another audio window.
         """
         code = language and language_code(language)
         return load_experts(self, find_expert(str(source), code), code)
@@ -125,13 +130,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
     ) -> None:
         """Writes the expert alone, with the name and the weights' fingerprint of its base; see `packing.pack`."""
-        base = self.base_parameters()
-        config = {
-            "base": self.config.name_or_path,
-            "base_weights": weights_fingerprint(base),
-            "base_parameters": parameter_count(base),
-            "audio_window_s": self.config.max_source_positions // POSITIONS_PER_SECOND,
-        }
+        config = base_facts(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
         save_experts(self, self._with_expert(language), storage.path(str(folder)), config, precision, rank)
 
     def _with_expert(self, language: str) -> str:
@@ -169,9 +168,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """Adds the expert and copies `state` into it. Raises PipelineError naming the first tensor that does not fit."""
         self.add_expert(language)
         wanted = self.expert_state(language)
-        if misfit := _misfit(state, wanted):
+        if fault := misfit(state, {name: (tuple(parameter.shape), None) for name, parameter in wanted.items()}):
             self.drop_expert(language)
-            raise PipelineError(f"{source}: {misfit}: made for another base model, or damaged")
+            raise PipelineError(f"{source}: {fault}: made for another base model, or damaged")
         for name, parameter in wanted.items():
             parameter.data.copy_(state[name])
 
@@ -286,15 +285,3 @@ def _shared_name(name: str) -> str:
     number, _, inner = rest.partition(".")
     routed = inner.startswith(("fc1.", "fc2."))
     return f"{place}.layers.{number}.fc1.shared.{inner}" if routed else name
-
-
-def _misfit(state: dict[str, torch.Tensor], wanted: dict[str, nn.Parameter]) -> str:
-    """What the first tensor that does not fit has wrong, '' where all fit."""
-    for name in sorted(wanted.keys() | state.keys()):
-        if name not in state:
-            return f"tensor '{name}' is missing"
-        if name not in wanted:
-            return f"tensor '{name}' is not expected"
-        if state[name].shape != wanted[name].shape:
-            return f"tensor '{name}' has shape {list(state[name].shape)}, expected {list(wanted[name].shape)}"
-    return ""

@@ -11,7 +11,7 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages import scoring
-from stages.audio import decode_flac
+from stages.audio import decode_flac, is_silent
 from stages.prefetch import map_batches, prefetch
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
@@ -50,6 +50,7 @@ class _Batch:
     shard: "_Shard"
     rows: list[int]
     features: torch.Tensor  # (B, mels, frames)
+    silent: list[bool]  # by row: nothing is to be heard in it
 
 
 @dataclass
@@ -154,7 +155,8 @@ class ShardScorer:
             for start in range(0, max(1, len(by_length)), self.settings.batch_size):
                 rows = by_length[start : start + self.settings.batch_size]
                 clips = [decode_flac(utterances[row]["audio"], utterances[row]["seconds"]) for row in rows]
-                yield _Batch(shard, rows, self.log_mel(clips) if clips else torch.empty(0))
+                features = self.log_mel(clips) if clips else torch.empty(0)
+                yield _Batch(shard, rows, features, [is_silent(clip) for clip in clips])
 
     def _opened(self, index: int, utterances: list[dict]) -> _Shard:
         job = self.job
@@ -179,7 +181,7 @@ class ShardScorer:
         if not batch.rows:
             return batch
         encoded_BSD = self.scorer.encode(batch.features)
-        heard = self.transcriber.decode(encoded_BSD) if self.transcriber else None
+        heard = self.transcriber.decode(encoded_BSD, batch.silent) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
         if heard and self.settings.targets == "pseudo":
             targets = [transcript.tokens for transcript in heard]
@@ -225,7 +227,7 @@ def _unusable(transcript: Transcript, tokens: TokenMap) -> tuple[str, str] | Non
     """Why the teacher's own words cannot be targets, None where they can."""
     if transcript.looped:
         return "loop", f"the teacher repeats itself: {transcript.text[-60:]!r}"
-    if not transcript.ended:
+    if transcript.unended:
         return "no_end", f"the teacher goes on to its last token: {transcript.text[-60:]!r}"
     if not transcript.text:
         return "nothing_heard", "the teacher's own text is empty"

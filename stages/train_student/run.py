@@ -12,6 +12,7 @@ from cache.errors import PipelineError
 from cache.settings import plain, superseded
 from cache.shards import ShardReader
 from cache.storage import AnyPath
+from stages.student.base import base_facts
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, Run
@@ -21,7 +22,7 @@ from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Validation, validate_languages, validation_clips
 from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, compute_dtype, parameter_count, round_weights
+from stages.whisper.models import Whisper, compute_dtype, round_weights
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 Progress = Callable[[int, int, Losses], None]
@@ -107,7 +108,7 @@ def train_together(
     data = parts[0] if len(parts) == 1 else Mixture(parts)
     clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
     processes.on_main(lambda: _claim(out, facts, data.left_out))
-    base_parameters = parameter_count(dict(base.model.named_parameters()))
+    named = base_facts(base.source, dict(base.model.named_parameters()), base.audio_window_s)
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, [one.language for one in sources], settings)
     trainee.model.to(device)
@@ -116,15 +117,14 @@ def train_together(
         Validation(one.language, own, Transcriber(trainee.whisper, one.language, dtype))
         for one, own in zip(sources, clips, strict=True)
     ]
-    config = {name: facts[name] for name in ("method", "base", "base_weights", "audio_window_s")}
-    config["base_parameters"] = base_parameters
+    config = {"method": method, **named}
 
     def save_best(position: checkpoint.Position) -> None:
         folders = {one.language: one.out for one in sources}
         trainee.save(out, folders, {**config, "step": position.step, "validation_wer": position.best_wer})
 
     def validate() -> dict[str, float]:
-        return validate_languages(trainee, validations, processes)
+        return validate_languages(validations, processes)
 
     rate = settings.learning_rate or LEARNING_RATES[method]
     run = Run(trainee, data, settings, rate, dtype, out, validate, save_best, processes)

@@ -9,12 +9,12 @@ from cache.shards import ShardReader
 from stages import scoring
 from stages.audio import decode_flac
 from stages.train_student.processes import Processes
-from stages.train_student.trainee import Trainee
-from stages.whisper.decode import Transcriber
+from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.models import Whisper
 
 Clip = tuple[np.ndarray, str]  # 16 kHz samples, transcript
 VALIDATION_BATCH = 16
+COUNTS = ("loops", "unended")
 
 
 def validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[Clip]:
@@ -38,14 +38,16 @@ class Validation:
     transcribe: Transcriber
 
 
-def validate_languages(trainee: Trainee, validations: list[Validation], processes: Processes) -> dict[str, float]:
-    """{"wer": ..., "cer": ...}: of several languages the means over them, as published, and `wer_<language>` of each."""
-    rates = {}
-    for own in validations:
-        with trainee.route(languages=[own.language]):
-            rates[own.language] = validate_clips(own.transcribe, own.clips, own.language, processes)
-    means = {rate: sum(each[rate] for each in rates.values()) / len(rates) for rate in ("wer", "cer")}
-    return means if len(rates) == 1 else {**means, **{f"wer_{code}": each["wer"] for code, each in rates.items()}}
+def validate_languages(validations: list[Validation], processes: Processes) -> dict[str, float]:
+    """{"wer": ..., "cer": ..., "loops": ..., "unended": ...}: the counts of texts that ended in a loop, or did not end.
+
+    Of several languages: the mean rates over them, as published, the sums of the counts, and `wer_<language>` of each.
+    """
+    found = {own.language: validate_clips(own.transcribe, own.clips, own.language, processes) for own in validations}
+    means = {rate: sum(each[rate] for each in found.values()) / len(found) for rate in ("wer", "cer")}
+    counts = {name: sum(each[name] for each in found.values()) for name in COUNTS}
+    own_rates = {f"wer_{code}": each["wer"] for code, each in found.items()} if len(found) > 1 else {}
+    return {**means, **counts, **own_rates}
 
 
 def validate_clips(transcribe: Transcriber, clips: list[Clip], language: str, processes: Processes) -> dict[str, float]:
@@ -55,14 +57,19 @@ def validate_clips(transcribe: Transcriber, clips: list[Clip], language: str, pr
     for start in range(0, len(share), VALIDATION_BATCH):
         batch = share[start : start + VALIDATION_BATCH]
         transcripts = transcribe([clip for clip, _ in batch])
-        rows += [scoring.score(text, got.text, language) for (_, text), got in zip(batch, transcripts, strict=True)]
-    return scoring.totals(_summed(rows, processes))
+        rows += [_row(text, got, language) for (_, text), got in zip(batch, transcripts, strict=True)]
+    summed = _summed(rows, processes)
+    return {**scoring.totals(summed), **{name: sum(row[name] for row in summed) for name in COUNTS}}
+
+
+def _row(text: str, got: Transcript, language: str) -> scoring.Row:
+    return {**scoring.score(text, got.text, language), "loops": int(got.looped), "unended": int(got.unended)}
 
 
 def _summed(rows: list[scoring.Row], processes: Processes) -> list[scoring.Row]:
     """One row with all processes' counts in place of this one's own rows."""
     if processes.count == 1:
         return rows
-    names = list(scoring.score("", "", "en"))
+    names = [*scoring.score("", "", "en"), *COUNTS]
     counts = processes.sum([float(sum(row[name] for row in rows)) for name in names])
     return [{name: round(count) for name, count in zip(names, counts, strict=True)}]

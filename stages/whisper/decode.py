@@ -1,28 +1,27 @@
-"""Greedy transcription of clips through transformers' `generate`."""
+"""Greedy transcription of clips through transformers' `generate`: the one path by which any text is decoded."""
 
 import copy
 import zlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
+from stages.audio import is_silent
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
 from stages.whisper.targets import prompt_ids
 
-MAX_TOKENS = 224  # openai/whisper's sample_len: half of the 448 text positions
-TOKENS_PER_SECOND = 15  # more than any speech has, in scripts of several tokens a letter too: ends runaway text early
 LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop: at least so many tokens, in at least so many copies of one piece
 LONGEST_PIECE = 32
 CHECK_EVERY = 8
 
-
-def max_new_tokens(audio_window_s: int) -> int:
-    """The most tokens a window may give."""
-    return min(MAX_TOKENS, TOKENS_PER_SECOND * audio_window_s)
+Gates = dict[str, list[torch.Tensor]]  # by layer, a (B, T) for each of its calls; {} for a model without experts
 
 
 def loop_start(tokens: list[int]) -> int | None:
@@ -54,59 +53,95 @@ class _EndOfLoops(StoppingCriteria):
 class Transcript:
     tokens: list[int]  # after the prompt, up to and with end of text where it was reached
     text: str  # stripped
-    looped: bool  # ended for repeating itself; of the repeated piece one copy is left
-    ended: bool  # by end of text, neither by a loop nor by the most tokens there may be
+    looped: bool  # ended in a repetition; where loops are cut, one copy of the repeated piece is left
+    unended: bool  # stopped by the most tokens there may be, so that its end is missing
     compression_ratio: float  # of the text with its loop
+    silent: bool = False  # nothing was to be heard, so that nothing was decoded
 
 
 class Transcriber:
-    """Greedy transcription without timestamps, on the device where the model is."""
+    """Greedy transcription without timestamps, on the device where the model is.
 
-    def __init__(self, whisper: Whisper, language: str, dtype: torch.dtype):
-        self.whisper, self.language, self.dtype = whisper, language, dtype
+    It routes the encoder and the decoder of a model with experts through those of `language`. A text may be as long as the
+    decoder has positions (448 less the prompt). cut_loops: end a text that repeats itself, and keep one copy of the piece.
+    Raises PipelineError for a language that the model has no token for.
+    """
+
+    def __init__(self, whisper: Whisper, language: str, dtype: torch.dtype, cut_loops: bool = True):
+        self.whisper, self.language, self.dtype, self.cut_loops = whisper, language, dtype, cut_loops
         self.log_mel = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)
-        prompt_ids(whisper, language)  # refuses a language that the model has no token for
         self.spoken = {} if whisper.english_only else {"language": language, "task": "transcribe"}
         self.config = copy.deepcopy(whisper.model.generation_config)
         self.config.update(num_beams=1, do_sample=False, max_length=None)
-        self.config.max_new_tokens = max_new_tokens(whisper.audio_window_s)
+        self.max_tokens = whisper.model.config.max_target_positions - len(prompt_ids(whisper, language))
+        self.config.max_new_tokens = self.max_tokens
         # without timestamps asked for, one that is generated all the same makes `generate` seek back, at worst for ever
         stamps = range(self.config.no_timestamps_token_id + 1, whisper.model.config.vocab_size)
         self.config.suppress_tokens = [*(self.config.suppress_tokens or []), *stamps]
 
-    @torch.inference_mode()
     def __call__(self, clips: list[np.ndarray]) -> list[Transcript]:
-        """16 kHz clips of at most one window -> what is said in each."""
-        features = self.log_mel(clips).to(self.whisper.model.device)
-        with self._autocast():
-            return self.decode(self.whisper.model.model.encoder(features).last_hidden_state)
+        """16 kHz clips of at most one window -> what is said in each; nothing where a clip is silent."""
+        return self.with_gates(clips)[0]
 
     @torch.inference_mode()
-    def decode(self, encoded_BSD: torch.Tensor) -> list[Transcript]:
-        """The encoder's output of B clips -> what is said in each."""
+    def with_gates(self, clips: list[np.ndarray]) -> tuple[list[Transcript], Gates]:
+        """The transcripts, and what the gates did in the clips that were not silent, in their order."""
+        audible = [clip for clip in clips if not is_silent(clip)]
+        found: list[Transcript] = []
+        gates: Gates = {}
+        if audible:
+            features = self.log_mel(audible).to(self.whisper.model.device)
+            with self._route() as routing, self._autocast():
+                found = self._generate(self.whisper.model.model.encoder(features).last_hidden_state)
+                gates = routing.gates if routing else {}
+        each = iter(found)
+        return [self._silence() if is_silent(clip) else next(each) for clip in clips], gates
+
+    @torch.inference_mode()
+    def decode(self, encoded_BSD: torch.Tensor, silent: Sequence[bool]) -> list[Transcript]:
+        """The encoder's output of B clips -> what is said in each, nothing where it is `silent`; for models without experts.
+
+        Raises ValueError for a model with experts: whether its encoder took them cannot be seen from its output.
+        """
+        if hasattr(self.whisper.model, "route"):
+            raise ValueError("a model with experts: give the clips, so that its encoder takes the experts, too")
         with self._autocast():
-            rows = self.whisper.model.generate(
-                encoder_outputs=BaseModelOutput(encoded_BSD),
-                **self.spoken,
-                generation_config=self.config,
-                stopping_criteria=StoppingCriteriaList([_EndOfLoops()]),
-            )
+            found = self._generate(encoded_BSD)
+        return [self._silence() if nothing else one for one, nothing in zip(found, silent, strict=True)]
+
+    def _route(self) -> AbstractContextManager[Any]:
+        """Routes all calls of a model with experts; does nothing for a plain Whisper."""
+        model: Any = self.whisper.model
+        return model.route(self.language) if hasattr(model, "route") else nullcontext()
+
+    def _generate(self, encoded_BSD: torch.Tensor) -> list[Transcript]:
+        rows = self.whisper.model.generate(
+            encoder_outputs=BaseModelOutput(encoded_BSD),
+            **self.spoken,
+            generation_config=self.config,
+            stopping_criteria=StoppingCriteriaList([_EndOfLoops()] if self.cut_loops else []),
+        )
         return [self._transcript(row) for row in rows.tolist()]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.whisper.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _silence(self) -> Transcript:
+        return Transcript([self.whisper.tokenizer.eos_token_id], "", False, False, 0.0, silent=True)
 
     def _transcript(self, row: list[int]) -> Transcript:
         """Without padding; `generate` strips end of text where no other clip of the batch was longer."""
         end = self.whisper.tokenizer.eos_token_id
         tokens = row[: row.index(end)] if end in row else row
         loop = loop_start(tokens)
-        ended = loop is None and len(tokens) < self.config.max_new_tokens
+        cut = loop is not None and self.cut_loops
+        unended = not cut and end not in row and len(tokens) == self.max_tokens
+        kept = tokens[:loop] if cut else tokens
         return Transcript(
-            tokens=[*tokens[:loop], end] if ended else tokens[:loop],
-            text=self._text(tokens[:loop]),
+            tokens=kept if cut or unended else [*kept, end],
+            text=self._text(kept),
             looped=loop is not None,
-            ended=ended,
+            unended=unended,
             compression_ratio=compression_ratio(self._text(tokens)),
         )
 

@@ -108,15 +108,15 @@ def _agreed_window(source: str, trained: int | None, wanted: int | None) -> int:
     return wanted or trained or 30
 
 
-def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
+def weights_fingerprint(parameters: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> str:
     """sha256 over the float32 values by name: the same whether they were stored as float16 or float32, in one file or many.
 
-    Without the encoder's positions, which are fixed and depend on the window.
+    dtype: round the values to it first. Without the encoder's positions, which are fixed and depend on the window.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_without_window(parameters).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().to(dtype).float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
