@@ -45,9 +45,11 @@ def make_tiny_whisper(
     mels: int = 80,
     multilingual: bool = True,
     merges: Sequence[tuple[str, str]] = (),
+    positions: int = 80,
 ) -> Path:
     """A transformers folder: 2 + 2 layers of `width`, a token per byte and merge; all text ids lie below the special ones.
 
+    positions: of the decoder, 448 in the released ones; random weights seldom end a text, and take all the room there is.
     merges: of bytes, by priority; the tokens' ids follow from their names alone.
     """
     torch.manual_seed(seed)
@@ -66,6 +68,7 @@ def make_tiny_whisper(
     tokens = dict(pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start)
     config = WhisperConfig(vocab_size=len(tokenizer), num_mel_bins=mels, **size, **heads, **tokens)
     model = WhisperForConditionalGeneration(config)
+    _cut_text(model, positions)
     spoken = dict(
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in languages},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
@@ -84,6 +87,12 @@ def make_tiny_whisper(
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(folder)
     return folder
+
+
+def _cut_text(model: WhisperForConditionalGeneration, positions: int) -> None:
+    decoder = model.model.decoder
+    decoder.embed_positions.weight = torch.nn.Parameter(decoder.embed_positions.weight[:positions].detach().clone())
+    model.config.max_target_positions = positions
 
 
 def speaking(whisper: Whisper, listen: float, end: float, seed: int) -> Whisper:

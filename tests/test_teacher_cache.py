@@ -203,9 +203,12 @@ def test_the_manifest_says_what_was_cached(teacher, utterances, tmp_path):
 
 
 @pytest.fixture
-def odd(tmp_path: Path) -> Path:
+def odd(teacher: Whisper, tmp_path: Path) -> Path:
     """Beside two good clips one that is too long, two around the most tokens a decoder reads, and one without a text."""
-    most = 448 - 4 + 1 - 2  # prompt and targets without the last one fill 448; space and end of text are targets too
+    positions = teacher.model.config.max_target_positions
+    most = (
+        positions - 4 + 1 - 2
+    )  # prompt and targets without the last one fill them; space and end of text are targets too
     records = [
         make_utterance(0),
         {**make_utterance(1, 1.0), "id": "fits.exactly"},

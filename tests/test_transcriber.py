@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from makers import make_utterance
+from makers import make_tiny_whisper, make_utterance
 
 from cache.files import read_jsonl
 from cache.shards import ShardReader, ShardWriter
@@ -29,6 +29,12 @@ from stages.whisper.models import Whisper, load_whisper
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
 RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With as many positions as the released ones have."""
+    return make_tiny_whisper(tmp_path_factory.mktemp("tiny"), positions=448)
 
 
 def saying(folder: Path, text: str, window: int = 1) -> Whisper:

@@ -166,7 +166,7 @@ class ShardScorer:
             wanted = self.settings.targets == "reference"
             ids = target_ids(job.teacher.tokenizer, utterance["text"], job.language) if wanted else []
             targets.append(ids)
-            if reason := reason_to_leave_out(utterance["seconds"], job.teacher.audio_window_s, prompt, ids):
+            if reason := reason_to_leave_out(job.teacher, utterance["seconds"], prompt, ids):
                 left_out[row] = reason
             elif wanted and not utterance["text"]:
                 left_out[row] = "no_text", "no transcript: targets 'pseudo' would score the teacher's own"

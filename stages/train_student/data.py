@@ -86,7 +86,7 @@ class TrainingData:
         targets = [] if self.pseudo else target_ids(self.student.tokenizer, row["text"], self.language)
         if not self.pseudo and not row["text"]:
             return "no_text", "no transcript"
-        return reason_to_leave_out(row["seconds"], self.student.audio_window_s, self.prompt, targets)
+        return reason_to_leave_out(self.student, row["seconds"], self.prompt, targets)
 
     def _check_ids(self, shard: int, ids: list[str]) -> None:
         assert self.teacher is not None

@@ -7,8 +7,6 @@ from cache.errors import PipelineError
 from stages.whisper.languages import WITHOUT_SPACES
 from stages.whisper.models import Whisper
 
-MAX_TARGET_POSITIONS = 448
-
 
 def prompt_ids(whisper: Whisper, language: str) -> list[int]:
     """start of transcript, language, transcribe, no timestamps; an English-only model's prompt names neither of the two.
@@ -40,14 +38,15 @@ def target_ids(tokenizer: WhisperTokenizer, text: str, language: str) -> list[in
 
 
 def reason_to_leave_out(
-    seconds: float, audio_window_s: int, prompt: list[int], targets: list[int]
+    whisper: Whisper, seconds: float, prompt: list[int], targets: list[int]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why an utterance cannot be trained on, None where it can."""
-    if seconds > audio_window_s:
-        return "too_long", f"{seconds:.2f} s in a window of {audio_window_s} s"
+    """(reason, detail) why `whisper` cannot be trained on an utterance, or score it; None where it can."""
+    if seconds > whisper.audio_window_s:
+        return "too_long", f"{seconds:.2f} s in a window of {whisper.audio_window_s} s"
+    positions = whisper.model.config.max_target_positions
     # the decoder reads the prompt and all targets but the last
-    if len(prompt) + len(targets) - 1 > MAX_TARGET_POSITIONS:
-        return "too_many_tokens", f"{len(targets)} tokens, {MAX_TARGET_POSITIONS} positions"
+    if len(prompt) + len(targets) - 1 > positions:
+        return "too_many_tokens", f"{len(targets)} tokens, {positions} positions"
     return None
 
 
