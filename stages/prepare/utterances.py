@@ -89,8 +89,8 @@ def _unusable(recording: audio.Recording, settings: PrepareSettings, longest: fl
 def _doubtful(recording: audio.Recording, text: str, settings: PrepareSettings) -> Iterator[tuple[str, str]]:
     """(reason, detail) of what is not to be learnt from; test keeps it, since without it the result would be flattered."""
     if settings.max_clipped is not None and recording.clipped > settings.max_clipped:
-        share, limit = 100 * recording.clipped, 100 * settings.max_clipped
-        yield "clipped", f"{share:.3g} % of the samples are at full scale, more than {limit:g} %"
+        share, most = 100 * recording.clipped, 100 * settings.max_clipped
+        yield "clipped", f"{share:.3g} % of the samples are at full scale, more than {most:g} %"
     seconds = len(recording.samples) / audio.SAMPLE_RATE
     count, limit = sum(map(_is_word_character, text)), settings.max_characters_per_second
     if limit is not None and count > limit * seconds:
