@@ -5,7 +5,7 @@ from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
-from cache.shards import LEFT_OUT, ShardReader, ShardWriter, write_shard
+from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 
 _OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
@@ -38,6 +38,8 @@ def convert(
             done += rows
             progress(done, total, "")
     _copy(source.folder / LEFT_OUT, out / LEFT_OUT)
+    if (source.folder / NOTICED).exists():
+        _copy(source.folder / NOTICED, out / NOTICED)
     for entry in source.data_files[len(source.shards) :]:
         _copy(source.folder / entry["name"], out / entry["name"])
         if files.sha256_file(out / entry["name"]) != entry.get("sha256"):

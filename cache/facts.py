@@ -29,6 +29,7 @@ def facts(reader: ShardReader, progress: Progress = lambda done, total, note: No
         "hours": sum(entry.get("seconds", 0) for entry in reader.shards) / 3600,
         "bytes": size,
         "left_out": manifest.get("left_out", {}),
+        "noticed": manifest.get("noticed", {}),
     }
     counts: _Utterances | _Distributions
     counts = _Utterances() if reader.kind == "utterances" else _Distributions(reader)

@@ -18,7 +18,8 @@ from cache.settings import plain, superseded
 from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
-MANIFEST, PROGRESS, TAIL, LEFT_OUT = "manifest.json", "progress.json", "tail.npy", "left_out.jsonl"
+MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
+LEFT_OUT, NOTICED = "left_out.jsonl", "noticed.jsonl"
 MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 FORMATS = {"parquet": parquet, "webdataset": webdataset}

@@ -15,7 +15,7 @@ from cache.distributions import bounded, check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.manifest import manifest_sha256
 from cache.records import FIELDS, content_sha256
-from cache.shards import LEFT_OUT, MANIFEST, PROGRESS, TAIL, ShardReader, open_shards
+from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, TAIL, ShardReader, open_shards
 from cache.storage import AnyPath
 
 _LEFTOVER = re.compile(rf"{re.escape(files.TEMPORARY)}.*|part-\d+\.npy|{PROGRESS}")
@@ -63,7 +63,7 @@ def _stray_files(reader: ShardReader) -> Iterator[str]:
 
 
 def _manifest_faults(reader: ShardReader) -> Iterator[str]:
-    """The manifest against itself, and against the list of what was left out."""
+    """The manifest against itself, and against the lists of what was left out and what was noticed."""
     manifest, path = reader.manifest, reader.folder / MANIFEST
     if manifest.get("sha256") != manifest_sha256(manifest):
         yield f"{path}: it is not as it was written: its own sha256 is {_short(manifest.get('sha256'))}, expected " + (
@@ -72,19 +72,27 @@ def _manifest_faults(reader: ShardReader) -> Iterator[str]:
     for name in ("seconds", "tokens", "word_errors", "words"):
         if name in manifest and all(name in entry for entry in reader.shards):
             yield from _differing(path, name, manifest[name], sum(entry[name] for entry in reader.shards))
+    yield from _list_faults(reader, LEFT_OUT, "left_out")
+    if "noticed" in manifest or (reader.folder / NOTICED).exists():
+        yield from _list_faults(reader, NOTICED, "noticed")
+
+
+def _list_faults(reader: ShardReader, name: str, counts: str) -> Iterator[str]:
+    """A list of utterances with reasons against the manifest's counts of them."""
+    path = reader.folder / name
     try:
-        rows = files.read_jsonl(reader.folder / LEFT_OUT)
+        rows = files.read_jsonl(path)
         reasons = dict(Counter(row["reason"] for row in rows))
     except PipelineError as error:
         yield str(error)
     except (TypeError, KeyError):
-        yield f"{reader.folder / LEFT_OUT}: expected lines with id and reason"
+        yield f"{path}: expected lines with id and reason"
     else:
-        if reasons != manifest.get("left_out"):
-            yield f"{reader.folder / LEFT_OUT}: lists {reasons}, {MANIFEST} says {manifest.get('left_out')}"
-        listed = [row for entry in reader.shards for row in entry.get("left_out", [])]
+        if reasons != reader.manifest.get(counts):
+            yield f"{path}: lists {reasons}, {MANIFEST} says {reader.manifest.get(counts)}"
+        listed = [row for entry in reader.shards for row in entry.get(counts, [])]
         if reader.kind == "teacher" and rows != listed:
-            yield f"{reader.folder / LEFT_OUT}: not the {len(listed)} utterances that {MANIFEST} lists as left out"
+            yield f"{path}: not the {len(listed)} utterances that {MANIFEST} lists as left out"
 
 
 def _differing(where: AnyPath, name: str, found: Any, expected: Any) -> Iterator[str]:

@@ -3,13 +3,9 @@
 import hashlib
 import io
 import math
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import soundfile
@@ -17,42 +13,103 @@ import soxr
 
 from cache.errors import PipelineError
 from cache.records import MAX_SECONDS
+from stages.recordings.levels import Levels, Mix
+from stages.recordings.sources import FfmpegFrames, Frames, name_of, open_frames, reason_of
 
 SAMPLE_RATE = 16_000  # Hz: what Whisper's features are defined on
 QUALITY = "VHQ"  # soxr's best; at speech lengths it costs no more time than decoding does
-BLOCK = 1 << 16  # frames read at once: 4 s at 16 kHz, so that a file of any length fits in memory
 # -60 dBFS, 33 steps of 16 bits: the noise of an open microphone is louder, and so is the faintest speech.
 SILENCE = 0.001
+# A file that ends this much before its header says is whole: an MP3's frame is at most 0.072 s, and some writers miscount.
+MISSING_SECONDS = 0.1
 PCM_SCALE = 32_768  # 16-bit steps in 1.0; a power of two, so that 16-bit audio comes back bit for bit
 
 
-def decode(source: Path | bytes, at_most: float = math.inf) -> np.ndarray:
-    """(samples,) float32 at 16 kHz, channels averaged; reading ends once it has more than `at_most` seconds.
+@dataclass(frozen=True)
+class Recording:
+    samples: np.ndarray  # (samples,) float32 at 16 kHz
+    missing: float  # seconds that the file says follow and that are not there; math.inf where it does not say how many
+    clipped: float  # share of the samples at full scale, of the channel that has most
+    mix: Mix
+
+
+def decode(source: Path | bytes, at_most: float = math.inf) -> Recording:
+    """The recording, its channels made one; reading ends once it has more than `at_most` seconds.
 
     Raises PipelineError where nothing here can read the format, OSError where there is no such file.
     """
-    blocks, samples = [np.zeros(0, np.float32)], 0
-    with closing(_blocks(source)) as decoded:
-        for block in decoded:
+    levels, samples = Levels(), 0
+    with open_frames(source) as frames:
+        blocks = [np.zeros((0, frames.channels), np.float32)]
+        for block in _resampled(_measured(frames, levels), frames, source):
             blocks.append(block)
             samples += len(block)
             if samples > at_most * SAMPLE_RATE:
                 break
-    return np.concatenate(blocks)
+    mix = levels.mix()
+    return Recording(mix(np.concatenate(blocks)), frames.missing, levels.clipped(), mix)
 
 
-def read_windows(source: Path | bytes, seconds: float) -> Iterator[np.ndarray]:
-    """Consecutive (samples,) float32 windows of `seconds` at 16 kHz, the last one shorter; memory holds one window."""
+def read_windows(
+    source: Path | bytes, seconds: float, warn: Callable[[str], None] = lambda message: None
+) -> Iterator[np.ndarray]:
+    """Consecutive (samples,) float32 windows of `seconds` at 16 kHz, the last one shorter; memory holds one window.
+
+    The samples are those of `decode`. A file that ends before its header says is read as far as it goes.
+    warn: called with a line for each thing that was put right, and for what is missing at the end.
+    """
+    mix = _mix_of_all(source)
     size = round(seconds * SAMPLE_RATE)
     pending = np.zeros(0, np.float32)
-    with closing(_blocks(source)) as decoded:
-        for block in decoded:
-            pending = np.concatenate([pending, block])
+    with open_frames(source) as frames:
+        for _, detail in mix.corrections():
+            warn(f"{name_of(source)}: {detail}")
+        for block in _resampled(frames, frames, source):
+            pending = np.concatenate([pending, mix(block)])
             while len(pending) >= size:
                 yield pending[:size]
                 pending = pending[size:]
+    if frames.missing > MISSING_SECONDS:
+        warn(f"{name_of(source)}: {describe_missing(frames.missing)}; read as far as it goes")
     if len(pending):
         yield pending
+
+
+def describe_missing(seconds: float) -> str:
+    amount = "its end is missing" if math.isinf(seconds) else f"the last {seconds:.3g} s are missing"
+    return f"the file is cut off: {amount}"
+
+
+def _mix_of_all(source: Path | bytes) -> Mix:
+    """What is to be done with the channels, from a first reading of the whole recording, where it can matter."""
+    levels = Levels()
+    with open_frames(source) as frames:
+        if not frames.plain:
+            for _ in _measured(frames, levels):
+                pass
+    return levels.mix()
+
+
+def _measured(frames: Iterable[np.ndarray], levels: Levels) -> Iterator[np.ndarray]:
+    for block in frames:
+        levels.add(block)
+        yield block
+
+
+def _resampled(
+    blocks: Iterable[np.ndarray], frames: Frames | FfmpegFrames, source: Path | bytes
+) -> Iterator[np.ndarray]:
+    """Each (samples, channels) at 16 kHz."""
+    if frames.rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    try:
+        resampler = soxr.ResampleStream(frames.rate, SAMPLE_RATE, frames.channels, dtype="float32", quality=QUALITY)
+        for block in blocks:
+            yield resampler.resample_chunk(block)
+        yield resampler.resample_chunk(np.zeros((0, frames.channels), np.float32), last=True)
+    except (RuntimeError, ValueError) as error:  # soxr raises both
+        raise PipelineError(f"{name_of(source)}: cannot be resampled ({reason_of(error)})") from None
 
 
 def cut_at_pauses(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
@@ -112,7 +169,7 @@ def decode_flac(data: bytes, at_most: float = MAX_SECONDS) -> np.ndarray:
             return sound.read(dtype="float32")
     except soundfile.SoundFileError as error:
         raise PipelineError(
-            f"audio of a shard is not readable FLAC ({_reason(error)}): make the shards again"
+            f"audio of a shard is not readable FLAC ({reason_of(error)}): make the shards again"
         ) from None
 
 
@@ -128,90 +185,3 @@ def audio_sha256(samples: np.ndarray) -> str:
 
 def _pcm16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.round(samples * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
-
-
-def _blocks(source: Path | bytes) -> Generator[np.ndarray, None, None]:
-    """The recording's consecutive pieces, each (samples,) float32 at 16 kHz."""
-    with _opened(source) as stream:
-        try:
-            # Without a name to go by, libsndfile looks at the content: an MP3 called .raw is read as the MP3 it is.
-            sound = soundfile.SoundFile(stream if isinstance(source, bytes) else stream.fileno(), closefd=False)
-        except soundfile.SoundFileError as error:
-            yield from _ffmpeg_blocks(source, _reason(error))
-            return
-        with sound:
-            yield from _finite(_soundfile_blocks(sound, _name(source)), _name(source))
-
-
-def _opened(source: Path | bytes) -> IO[bytes]:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-
-
-def _name(source: Path | bytes) -> str:
-    return "audio bytes" if isinstance(source, bytes) else str(source)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rpartition(": ")[2].rstrip(".")
-
-
-def _finite(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    for block in blocks:
-        if not np.isfinite(block).all():
-            raise PipelineError(f"{name}: holds samples that are not finite numbers")
-        yield block
-
-
-def _soundfile_blocks(sound: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
-    try:
-        resampler = None
-        if sound.samplerate != SAMPLE_RATE:
-            resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE, 1, dtype="float32", quality=QUALITY)
-        while len(frames := sound.read(BLOCK, dtype="float32", always_2d=True)):
-            mono = frames.mean(axis=1)
-            yield mono if resampler is None else resampler.resample_chunk(mono)
-        if resampler is not None:
-            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-    except (RuntimeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors, soxr raises both
-        raise PipelineError(f"{name}: damaged, it cannot be decoded ({_reason(error)})") from None
-
-
-def _ffmpeg_blocks(source: Path | bytes, reason: str) -> Iterator[np.ndarray]:
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        raise PipelineError(
-            f"{_name(source)}: libsndfile cannot read it ({reason}); if it is audio, ffmpeg is needed on PATH"
-        )
-    with _on_disk(source) as path, tempfile.TemporaryFile() as errors:
-        # "file:" and the whitelist keep a playlist, or a name that looks like an address, from reaching the network.
-        # Without rematrix_maxval ffmpeg mixes stereo to float 3 dB too loud; with it, mono is the channels' mean.
-        command = [ffmpeg, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
-        command += ["-map", "0:a:0", "-af", "aresample=rematrix_maxval=1.0"]
-        command += ["-f", "f32le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process:
-            try:
-                assert process.stdout is not None
-                while chunk := process.stdout.read(BLOCK * 4):
-                    yield np.frombuffer(chunk[: len(chunk) // 4 * 4], "<f4").astype(np.float32)
-                if process.wait() != 0:
-                    raise PipelineError(f"{_name(source)}: neither libsndfile nor ffmpeg can read it ({_last(errors)})")
-            finally:
-                process.kill()  # where the caller stops early; does nothing to a process that has ended
-
-
-@contextmanager
-def _on_disk(source: Path | bytes) -> Iterator[Path]:
-    """A path that ffmpeg can seek in: MP4 keeps its index at the end, so a pipe would not do."""
-    if isinstance(source, Path):
-        yield source.absolute()
-        return
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(source)
-        file.flush()
-        yield Path(file.name)
-
-
-def _last(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"

@@ -63,6 +63,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "targets' log-prob", f"mean {_number(found['mean_log_prob'], '.3f')} nats per token"
         yield "teacher's own WER", _number(found["teacher_wer"], ".1%").replace("%", " %")
     yield "left out", _counts(found["left_out"]) or "nothing"
+    if found["noticed"]:
+        yield "noticed", _counts(found["noticed"])
 
 
 def _number(value: Any, form: str) -> str:

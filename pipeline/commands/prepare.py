@@ -4,7 +4,7 @@ import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
-from cache.shards import LEFT_OUT
+from cache.shards import LEFT_OUT, NOTICED
 from pipeline.commands.common import chosen, say
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
@@ -23,12 +23,17 @@ def prepare(params: Params, languages: list[str], corpus: str | None, path: str 
                     settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
                 )
             for split in splits:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())
+                reasons, noticed = _counts(split.left_out), _counts(split.noticed)
                 say(
                     f"{split.folder}: {split.utterances} utterances, {split.seconds / 3600:.2f} h"
                     + (f"; left out: {reasons}, see {split.folder / LEFT_OUT}" if reasons else "")
+                    + (f"; kept but noticed: {noticed}, see {split.folder / NOTICED}" if noticed else "")
                     + (f"; {split.not_selected} not selected" if split.not_selected else "")
                 )
+
+
+def _counts(by_reason: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in by_reason.items())
 
 
 def _own_corpus(params: Params, language: str, corpus: str | None, path: str | None) -> CorpusSettings:

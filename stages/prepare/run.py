@@ -10,15 +10,16 @@ from typing import Any
 
 from cache import files, storage
 from cache.errors import PipelineError
-from cache.shards import LEFT_OUT, MANIFEST, PROGRESS, ShardReader, ShardWriter
+from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, ShardReader, ShardWriter
 from cache.storage import AnyPath
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
-from stages.prepare.utterances import LeftOut, as_duplicate, make_utterance
+from stages.prepare.utterances import Listed, Made, as_duplicate, make_utterance
 
-PREPARE_VERSION = 1  # raised whenever the same items would give other records
+PREPARE_VERSION = 2  # raised whenever the same items would give other records
 KIND = "utterances"
+LIMITS = {"min_seconds", "max_missing_seconds", "max_clipped", "max_characters_per_second"}
 THREADS = 4  # at most: decoding, resampling and FLAC release the interpreter lock
 
 Progress = Callable[[int, int, float], None]  # items done, items in all, seconds of audio kept
@@ -31,6 +32,7 @@ class SplitSummary:
     utterances: int
     seconds: float
     left_out: dict[str, int]  # by reason
+    noticed: dict[str, int]  # by reason: what is kept, put right or in doubt
     not_selected: int
 
 
@@ -100,7 +102,7 @@ def _split_settings(
             "split": split,
             "corpus": chosen["corpus"],
             **{f"corpus.{name}": value for name, value in chosen.items() if name != "corpus"},
-            "min_seconds": settings.min_seconds,
+            **settings.model_dump(mode="json", include=LIMITS),
             "untranscribed": split == "train" and settings.untranscribed,
             "max_seconds": _longest(split, max_seconds),
             "shard_rows": settings.shard_rows,
@@ -138,8 +140,8 @@ class _Work:
     def split(self, split: str, label: str, pool: ThreadPoolExecutor) -> SplitSummary:
         items, writer = self.corpus.splits[split], self.writers[label]
         manifest = self._finished(label, items) if writer.complete else self._make(split, label, items, pool)
-        left_out, not_selected = manifest["left_out"], manifest["not_selected"]
-        return SplitSummary(label, writer.folder, manifest["rows"], manifest["seconds"], left_out, not_selected)
+        counts = manifest["left_out"], manifest["noticed"], manifest["not_selected"]
+        return SplitSummary(label, writer.folder, manifest["rows"], manifest["seconds"], *counts)
 
     def _finished(self, label: str, items: list[Item]) -> dict[str, Any]:
         reader = ShardReader(self.writers[label].folder, KIND)
@@ -158,33 +160,31 @@ class _Work:
                 self._hear(label, writer.read(index))
                 self._advance(len(shard), entry["seconds"])
             else:
-                records, left_out = self._make_shard(split, label, shard, pool)
-                seconds = sum((record["seconds"] for record in records), 0.0)
-                writer.write(index, records, seconds=seconds, left_out=[asdict(entry) for entry in left_out])
+                records, lists = self._make_shard(split, label, shard, pool)
+                writer.write(index, records, seconds=sum((record["seconds"] for record in records), 0.0), **lists)
         return self._finish(split, label, items)
 
     def _make_shard(
         self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor
-    ) -> tuple[list[dict], list[LeftOut]]:
-        make = partial(
-            make_utterance,
-            min_seconds=self.settings.min_seconds,
-            max_seconds=_longest(split, self.max_seconds),
-            untranscribed=split == "train" and self.settings.untranscribed,
-        )
+    ) -> tuple[list[dict], dict[str, list[dict]]]:
+        """The records, and the lines of what is left out and of what is noticed."""
+        longest = _longest(split, self.max_seconds)
+        make = partial(make_utterance, settings=self.settings, split=split, max_seconds=longest)
         records: list[dict] = []
-        left_out: list[LeftOut] = []
+        left_out: list[Listed] = []
+        noticed: list[Listed] = []
         for result in pool.map(make, items):
-            if isinstance(result, dict) and (first := self.heard.get(result["audio_sha256"])):
-                result = as_duplicate(result, first)
-            if isinstance(result, LeftOut):
+            if isinstance(result, Made) and (first := self.heard.get(result.record["audio_sha256"])):
+                result = as_duplicate(result.record, first)
+            if isinstance(result, Listed):
                 left_out.append(result)
                 self._advance(1, 0.0)
             else:
-                records.append(result)
-                self._hear(label, [result])
-                self._advance(1, result["seconds"])
-        return records, left_out
+                records.append(result.record)
+                noticed += result.noticed
+                self._hear(label, [result.record])
+                self._advance(1, result.record["seconds"])
+        return records, {"left_out": list(map(asdict, left_out)), "noticed": list(map(asdict, noticed))}
 
     def _hear(self, label: str, records: list[dict]) -> None:
         self.heard.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
@@ -198,23 +198,25 @@ class _Work:
         """Writes what was left out, then the manifest. Raises PipelineError where nothing is left."""
         writer = self.writers[label]
         entries = [writer.shards[index] for index in sorted(writer.shards)]
-        # While in work each shard's entry holds what it left out; finished, that has a file of its own.
-        left_out = [row for entry in entries for row in entry["left_out"]]
-        counts = dict(sorted(Counter(row["reason"] for row in left_out).items()))
+        # While in work each shard's entry holds what it left out and noticed; finished, each has a file of its own.
+        lists = {name: [row for entry in entries for row in entry[name]] for name in ("left_out", "noticed")}
+        counts = {name: dict(sorted(Counter(row["reason"] for row in rows).items())) for name, rows in lists.items()}
         if not any(entry["rows"] for entry in entries):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "it lists no recordings"
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items())
+            reasons = reasons or "it lists no recordings"
             raise PipelineError(
                 f"corpus {self.name}, {label}: nothing usable among {len(items)} recordings ({reasons})"
             )
-        files.write_jsonl(writer.folder / LEFT_OUT, left_out)
+        files.write_jsonl(writer.folder / LEFT_OUT, lists["left_out"])
+        files.write_jsonl(writer.folder / NOTICED, lists["noticed"])
         for entry in entries:
-            del entry["left_out"]
+            del entry["left_out"], entry["noticed"]
         return writer.finish(
             corpus=self.name,
             corpus_facts=self.corpus.facts,
             language=self.language,
             split=label,
             seconds=sum(entry["seconds"] for entry in entries),
-            left_out=counts,
+            **counts,
             not_selected=self.corpus.not_selected.get(split, 0),
         )

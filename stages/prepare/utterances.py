@@ -1,57 +1,110 @@
 """From an item to an utterance record, or to the reason why it is left out."""
 
 import math
+import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from cache.errors import PipelineError
 from cache.storage import RemotePath, StorageError
 from stages import audio
 from stages.prepare.items import Item
+from stages.prepare.settings import PrepareSettings
+
+# Whisper's own tokens, as pseudo-labelled corpora have them in their text: <|0.00|>, <|endoftext|>, <|gl|>.
+CONTROL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Listed:
+    """A line of left_out.jsonl or of noticed.jsonl."""
+
     id: str
     source: str
-    reason: str  # missing, unreadable, empty, silent, too_long, no_text or duplicate
+    # left out: missing, unreadable, truncated, empty, silent, too_long, clipped, too_fast, no_text or duplicate
+    # noticed: control_tokens, scaled or one_channel, which are put right; clipped or too_fast, which test keeps
+    reason: str
     detail: str
 
 
-def make_utterance(
-    item: Item, min_seconds: float, max_seconds: float | None, untranscribed: bool = False
-) -> dict | LeftOut:
-    """A record of cache.records.UTTERANCE_FIELDS, with the text in NFC, its case and punctuation kept.
+@dataclass(frozen=True)
+class Made:
+    record: dict  # of cache.records.UTTERANCE_FIELDS
+    noticed: list[Listed]
+
+
+def make_utterance(item: Item, settings: PrepareSettings, split: str, max_seconds: float | None) -> Made | Listed:
+    """The item's record, with the text in NFC, its case and punctuation kept; or the reason why it is left out.
 
     max_seconds: None where any length will do. Memory is bounded by it, however long the recording.
-    untranscribed: keep it where it has no text, too.
     """
-    text = clean_text(item.text)
+    text, noticed = _text(item)
     if not has_words(text):
-        if not untranscribed:
-            return _left_out(item, "no_text", repr(item.text))
+        if split != "train" or not settings.untranscribed:
+            return _listed(item, "no_text", repr(item.text))
         text = ""
     longest = math.inf if max_seconds is None else max_seconds
     try:
-        samples = audio.decode(_source(item), longest)
+        recording = audio.decode(_source(item), longest)
     except StorageError:
         raise  # a store that fails is no reason to leave a recording out
     except (FileNotFoundError, NotADirectoryError):
-        return _left_out(item, "missing", f"{item.audio}: no such file")
+        return _listed(item, "missing", f"{item.audio}: no such file")
     except (PipelineError, PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: a null in the name
-        return _left_out(item, "unreadable", str(error))
-    seconds = len(samples) / audio.SAMPLE_RATE
-    if len(samples) == 0 or seconds < min_seconds:
-        return _left_out(item, "empty", f"{seconds:g} s, shorter than {min_seconds:g} s")
+        return _listed(item, "unreadable", str(error))
+    if unusable := _unusable(recording, settings, longest):
+        return _listed(item, *unusable)
+    doubtful = [_listed(item, *found) for found in _doubtful(recording, text, settings)]
+    if doubtful and split != "test":
+        return doubtful[0]
+    noticed += [*doubtful, *(_listed(item, *found) for found in recording.mix.corrections())]
+    return Made(_record(item, text, recording.samples), noticed)
+
+
+def _text(item: Item) -> tuple[str, list[Listed]]:
+    """The transcript without Whisper's own tokens, and what is to be said of it."""
+    tokens = CONTROL_TOKEN.findall(item.text)
+    noticed = [_listed(item, "control_tokens", f"removed from the text: {' '.join(tokens)}")] if tokens else []
+    return clean_text(CONTROL_TOKEN.sub(" ", item.text)), noticed
+
+
+def _unusable(recording: audio.Recording, settings: PrepareSettings, longest: float) -> tuple[str, str] | None:
+    """(reason, detail) where no split can use the recording."""
+    seconds = len(recording.samples) / audio.SAMPLE_RATE
+    if settings.max_missing_seconds is not None and recording.missing > settings.max_missing_seconds:
+        return "truncated", f"{seconds:.3g} s, and {audio.describe_missing(recording.missing)}"
+    if len(recording.samples) == 0 or seconds < settings.min_seconds:
+        return "empty", f"{seconds:g} s, shorter than {settings.min_seconds:g} s"
     if seconds > longest:
-        return _left_out(item, "too_long", f"longer than {longest:g} s")
-    if audio.is_silent(samples):
-        return _left_out(item, "silent", f"no sample above {audio.SILENCE:g}")
+        return "too_long", f"longer than {longest:g} s"
+    if audio.is_silent(recording.samples):
+        return "silent", f"no sample above {audio.SILENCE:g}"
+    return None
+
+
+def _doubtful(recording: audio.Recording, text: str, settings: PrepareSettings) -> Iterator[tuple[str, str]]:
+    """(reason, detail) of what is not to be learnt from; test keeps it, since without it the result would be flattered."""
+    if settings.max_clipped is not None and recording.clipped > settings.max_clipped:
+        share, most = 100 * recording.clipped, 100 * settings.max_clipped
+        yield "clipped", f"{share:.3g} % of the samples are at full scale, more than {most:g} %"
+    seconds = len(recording.samples) / audio.SAMPLE_RATE
+    count, limit = sum(map(_is_word_character, text)), settings.max_characters_per_second
+    if limit is not None and count > limit * seconds:
+        yield (
+            "too_fast",
+            f"{count} letters, marks and digits in {seconds:.3g} s, {count / seconds:.3g} a second: more than {limit:g}",
+        )
+
+
+def _record(item: Item, text: str, samples: np.ndarray) -> dict:
     return {
         "id": item.id,
         "text": text,
-        "seconds": seconds,
+        "seconds": len(samples) / audio.SAMPLE_RATE,
         "speaker": item.speaker,
         "group": item.group,
         "source": item.source,
@@ -66,9 +119,9 @@ def _source(item: Item) -> Path | bytes:
     return item.audio.read_bytes() if isinstance(item.audio, RemotePath) else item.audio()
 
 
-def as_duplicate(record: dict, first: str) -> LeftOut:
+def as_duplicate(record: dict, first: str) -> Listed:
     """first: which utterance has the same audio."""
-    return LeftOut(record["id"], record["source"], "duplicate", f"same audio as {first}")
+    return Listed(record["id"], record["source"], "duplicate", f"same audio as {first}")
 
 
 def clean_text(text: str) -> str:
@@ -77,8 +130,12 @@ def clean_text(text: str) -> str:
 
 def has_words(text: str) -> bool:
     """Whether there is a letter, a mark or a digit in it: whether anything can be said or scored."""
-    return any(unicodedata.category(character)[0] in "LMN" for character in text)
+    return any(map(_is_word_character, text))
 
 
-def _left_out(item: Item, reason: str, detail: str) -> LeftOut:
-    return LeftOut(item.id, item.source, reason, detail)
+def _is_word_character(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
+
+
+def _listed(item: Item, reason: str, detail: str) -> Listed:
+    return Listed(item.id, item.source, reason, detail)

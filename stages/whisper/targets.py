@@ -34,7 +34,21 @@ def target_ids(tokenizer: WhisperTokenizer, text: str, language: str) -> list[in
     first token is off the teacher's distribution.
     """
     spaced = text if language in WITHOUT_SPACES else f" {text}"
-    return [*tokenizer.encode(spaced, add_special_tokens=False), tokenizer.eos_token_id]
+    ids = tokenizer.encode(spaced, add_special_tokens=False)
+    if any(token >= tokenizer.eos_token_id for token in ids):
+        ids = _plain_ids(tokenizer, spaced)
+    return [*ids, tokenizer.eos_token_id]
+
+
+def _plain_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+    """Of a text that holds the name of a control token, such as "<|endoftext|>": the tokens of its letters.
+
+    `split_special_tokens` would not do: it leaves time stamps, which are added tokens but not special ones, and it is a state
+    of the tokenizer, which threads share.
+    """
+    backend = tokenizer.backend_tokenizer
+    words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
 def reason_to_leave_out(

@@ -211,7 +211,10 @@ def test_dataset_folder_of_parquet(library, tmp_path):
         hub_like(library, tmp_path, 2, "sentence").to_parquet(folder / f"{split}-00000-of-00001.parquet")
     corpus = read_dataset(folder, text_column="sentence", splits={"test": "test"})
     assert corpus.splits.keys() == {"test"}
-    assert [len(audio.decode(item.audio())) for item in corpus.splits["test"]] == [round(0.3 * RATE), round(0.4 * RATE)]
+    assert [len(audio.decode(item.audio()).samples) for item in corpus.splits["test"]] == [
+        round(0.3 * RATE),
+        round(0.4 * RATE),
+    ]
     with pytest.raises(PipelineError, match="no column text; it has audio, sentence"):
         read_dataset(folder)
     with pytest.raises(PipelineError, match="has the splits train, test, expected dev: set `splits`"):

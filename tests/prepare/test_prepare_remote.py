@@ -14,7 +14,7 @@ from cache.storage import StorageError
 from pipeline.params import Params, load_params
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import Item, items_sha256
-from stages.prepare.settings import CorpusSettings
+from stages.prepare.settings import CorpusSettings, PrepareSettings
 from stages.prepare.utterances import make_utterance
 
 CV_HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
@@ -53,8 +53,8 @@ def test_a_corpus_at_a_url_gives_the_same_utterances(corpus: str, path: str, cor
     assert {split: len(items) for split, items in there.items()}.keys() == {"train", "validation", "test"}
     for split, items in there.items():
         assert items_sha256(items) == items_sha256(here[split])
-        made = [make_utterance(item, 0.2, 2.0) for item in items]
-        expected = [make_utterance(item, 0.2, 2.0) for item in here[split]]
+        made = [make_utterance(item, PrepareSettings(), "train", 2.0) for item in items]
+        expected = [make_utterance(item, PrepareSettings(), "train", 2.0) for item in here[split]]
         if corpus == "manifest" and split == "train":
             gone = made.pop(2)
             assert (gone.reason, gone.detail) == ("missing", "memory://corpora/m/clips/gone.wav: no such file")
@@ -85,7 +85,7 @@ def test_a_store_that_fails_is_no_reason_to_leave_a_recording_out(corpora: Path,
 
     monkeypatch.setattr(audio.fs, "cat_file", fail)
     with pytest.raises(StorageError, match=r"train-a.wav: not allowed \(AccessDenied\)"):
-        make_utterance(Item("1", audio, "Text.", "", "1", "1"), 0.2, 2.0)
+        make_utterance(Item("1", audio, "Text.", "", "1", "1"), PrepareSettings(), "train", 2.0)
 
 
 def test_parameters_keep_urls_intact(tmp_path: Path):

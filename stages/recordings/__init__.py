@@ -1,0 +1,1 @@
+"""Sound files of any kind: their frames, and whether all of them are there."""
