@@ -1,6 +1,6 @@
 """What was said in a recording of any length: windows cut at pauses, one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,17 @@ SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
 
 
 def transcribe(
-    model: Loaded, path: AnyPath, language: str, device: torch.device, dtype: str = "auto", cut_loops: bool = True
+    model: Loaded,
+    path: AnyPath,
+    language: str,
+    device: torch.device,
+    dtype: str = "auto",
+    cut_loops: bool = True,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Transcript]:
     """Yields what is said in each window, in order, as they are decoded; nothing is said in a silent one.
 
+    warn: called with a line for each thing that was put right in the recording, and for what is missing at its end.
     Raises PipelineError where there is no audio to read.
     """
     if not path.is_file():
@@ -32,17 +39,17 @@ def transcribe(
     round_weights(model.whisper.model.requires_grad_(False), rounded)
     decode = Transcriber(model.whisper, language, rounded, cut_loops)
     some = False
-    for clips in prefetch(_batches(path, model.whisper.audio_window_s)):
+    for clips in prefetch(_batches(path, model.whisper.audio_window_s, warn)):
         some = True
         yield from decode(clips)
     if not some:
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
 
 
-def _batches(path: AnyPath, seconds: int) -> Iterator[list[np.ndarray]]:
+def _batches(path: AnyPath, seconds: int, warn: Callable[[str], None]) -> Iterator[list[np.ndarray]]:
     clips: list[np.ndarray] = []
     source = path if isinstance(path, Path) else path.read_bytes()
-    for window in cut_at_pauses(read_windows(source, seconds), seconds):
+    for window in cut_at_pauses(read_windows(source, seconds, warn), seconds):
         if len(window) >= SHORTEST:
             clips.append(window)
         if len(clips) == BATCH:

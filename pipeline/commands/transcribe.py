@@ -4,7 +4,7 @@ import click
 
 from cache import storage
 from cache.storage import AnyPath
-from pipeline.commands.common import chosen_device, load_any
+from pipeline.commands.common import chosen_device, load_any, say
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.lora import is_lora_folder, read_lora_config
@@ -21,8 +21,8 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
     for path in paths:
         if len(paths) > 1:
             print(f"{path}:")
-        settings = params.evaluate
-        for said in transcribe_file(model, storage.path(path), language, device, settings.dtype, settings.cut_loops):
+        how = params.evaluate
+        for said in transcribe_file(model, storage.path(path), language, device, how.dtype, how.cut_loops, say):
             if said.text:
                 print(said.text, flush=True)
 
