@@ -1,4 +1,4 @@
-"""What is measured is what runs, on whisper-base's real weights and real Czech speech: evaluate's rows and transcribe's text."""
+"""What is measured is what runs, on real weights and real Czech speech: the rows of evaluate, the text of transcribe."""
 
 from pathlib import Path
 
