@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import jiwer
 import numpy as np
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from cache.errors import PipelineError
+from stages.normaliser import NORMALISER, basic, basic_characters, characters, normalise, words
 
-NORMALISER = "basic"
-SPLIT_LETTERS = frozenset({"th", "ja", "zh", "lo", "my", "yue"})  # scripts written without spaces between words
+__all__ = ["NORMALISER", "RATES", "Row", "interval", "normalise", "paired_interval", "score", "totals"]
+
 RATES = {  # rate: its columns, (errors, reference length)
     "wer": ("word_errors", "words"),
     "cer": ("character_errors", "characters"),
+    "basic_wer": ("basic_word_errors", "basic_words"),
+    "basic_cer": ("basic_character_errors", "basic_characters"),
     "raw_wer": ("raw_word_errors", "raw_words"),
     "raw_cer": ("raw_character_errors", "raw_characters"),
 }
@@ -25,36 +26,33 @@ CHUNK = 2_000_000  # drawn utterances held at once: 8 MB of indices and 16 MB pe
 Row = dict[str, Any]
 
 
-def normalise(text: str, language: str) -> str:
-    """Whisper's basic multilingual normaliser (lower case, no punctuation, no bracketed text); `language` is its code."""
-    return _normaliser(language in SPLIT_LETTERS)(text).strip()
-
-
-@lru_cache(maxsize=2)
-def _normaliser(split_letters: bool) -> BasicTextNormalizer:
-    return BasicTextNormalizer(split_letters=split_letters)
-
-
 def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
-    """One utterance's counts. An empty reference is not an error: each word of the hypothesis is an insertion."""
-    raw_reference, raw_hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
-    reference, hypothesis = normalise(reference, language), normalise(hypothesis, language)
-    words = jiwer.process_words(reference, hypothesis)
-    if language in SPLIT_LETTERS:  # the spaces are the normaliser's own, and would be hits that nobody transcribed
-        reference, hypothesis = reference.replace(" ", ""), hypothesis.replace(" ", "")
-    characters = jiwer.process_characters(reference, hypothesis)
-    raw_words = jiwer.process_words(raw_reference, raw_hypothesis)
-    raw_characters = jiwer.process_characters(raw_reference, raw_hypothesis)
+    """One utterance's counts. An empty reference is not an error: each word of the hypothesis is an insertion.
+
+    Three times: by the default normaliser, by Whisper's basic one (`basic_`) and as written (`raw_`). Where a script has no
+    spaces between words, "words" are grapheme clusters by default, and letters by the basic one if Whisper's authors split it.
+    """
+    texts = reference, hypothesis
+    default = [normalise(text, language) for text in texts]
+    units = jiwer.process_words(*(" ".join(words(text, language)) for text in default))
+    plain = [basic(text, language) for text in texts]
+    written = [" ".join(text.split()) for text in texts]
     return {
-        "words": _length(words),
-        "word_errors": _errors(words),
-        **{operation: getattr(words, operation) for operation in OPERATIONS},
-        "characters": _length(characters),
-        "character_errors": _errors(characters),
-        "raw_words": _length(raw_words),
-        "raw_word_errors": _errors(raw_words),
-        "raw_characters": _length(raw_characters),
-        "raw_character_errors": _errors(raw_characters),
+        **_counts(units, [characters(text, language) for text in default]),
+        **{operation: getattr(units, operation) for operation in OPERATIONS},
+        **_counts(jiwer.process_words(*plain), [basic_characters(text, language) for text in plain], "basic_"),
+        **_counts(jiwer.process_words(*written), written, "raw_"),
+    }
+
+
+def _counts(words: jiwer.WordOutput, texts: list[str], prefix: str = "") -> dict[str, int]:
+    """`texts`: the reference and the hypothesis, as their characters are counted."""
+    characters = jiwer.process_characters(*texts)
+    return {
+        f"{prefix}words": _length(words),
+        f"{prefix}word_errors": _errors(words),
+        f"{prefix}characters": _length(characters),
+        f"{prefix}character_errors": _errors(characters),
     }
 
 
@@ -66,12 +64,17 @@ def _errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> int:
     return output.substitutions + output.deletions + output.insertions
 
 
-def totals(rows: list[Row]) -> dict[str, float]:
-    """Counts summed over utterances, and rates as fractions: the sum of the errors over the sum of the lengths."""
+def totals(rows: list[Row]) -> dict[str, Any]:
+    """Counts summed over utterances, and rates as fractions: the sum of the errors over the sum of the lengths.
+
+    A rate is None where its own normaliser leaves nothing of all references.
+    """
     _require_words(rows)
     counts = {name: sum(row[name] for row in rows) for name in ("words", "characters", *OPERATIONS)}
-    rates = {rate: sum(row[errors] for row in rows) / sum(row[length] for row in rows)
-             for rate, (errors, length) in RATES.items()}  # fmt: skip
+    rates = {}
+    for rate, (errors, reference_length) in RATES.items():
+        length = sum(row[reference_length] for row in rows)
+        rates[rate] = sum(row[errors] for row in rows) / length if length else None
     return {"utterances": len(rows), **counts, **rates}
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {"pipeline": {"pipeline", "stages", "cache"}, "stages": {"stages", "cache"}, "cache": {"cache"}}
 STAGES = {"prepare", "teacher_cache", "train_student", "evaluate", "report", "transcribe"}
-SHARED = {"audio", "prefetch", "recordings", "scoring", "whisper", "student"}
+SHARED = {"audio", "normaliser", "prefetch", "recordings", "scoring", "whisper", "student"}
 FORBIDDEN_IN_CACHE = {"torch", "transformers", "click", "stages", "pipeline"}
 MODULES = sorted(path for top in LAYERS for path in (ROOT / top).rglob("*.py"))
 

@@ -111,7 +111,7 @@ def test_the_targets_are_what_the_teacher_says(teacher, corpus, tmp_path):
     assert listed(tmp_path / "out") == reasons
     assert manifest["left_out"] == {"no_end": len(reasons)}
     assert manifest["tokens"] == sum(map(len, used))
-    assert (manifest["settings"]["targets"], manifest["settings"]["transcribed"]) == ("pseudo", "basic")
+    assert (manifest["settings"]["targets"], manifest["settings"]["transcribed"]) == ("pseudo", "marks-1")
 
 
 def test_word_errors_are_counted_where_there_is_a_transcript(teacher, corpus, tmp_path):

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.report.difference import Difference, difference
+from stages.report.lead import Lead, lead_of
 from stages.report.results import Result, place
 from stages.report.verdict import verdict
 from stages.scoring import interval
@@ -13,7 +14,7 @@ from stages.scoring import interval
 @dataclass(frozen=True)
 class Line:
     result: Result
-    wer_interval: tuple[float, float] | None
+    interval: tuple[float, float] | None  # of the leading rate
     versus_base: Difference | None  # None for the base itself, or without one
 
     @property
@@ -37,6 +38,7 @@ class Comparison:
     language: str
     corpus: str
     split: str
+    lead: Lead
     lines: list[Line]
     verdict: str
     notes: list[str]
@@ -65,15 +67,19 @@ def compare(results: list[Result], resamples: int) -> list[Comparison]:
 
 def _compare(language: str, corpus: str, results: dict[str, Result], resamples: int) -> Comparison:
     base = results.get("base")
+    lead = lead_of(language)
     changes = {
-        system: difference(result, base, resamples) for system, result in results.items() if base and result is not base
+        system: difference(result, base, lead, resamples)
+        for system, result in results.items()
+        if base and result is not base
     }
     lines = [
-        Line(result, interval(result.rows, resamples=resamples) if result.rows else None, changes.get(system))
+        Line(result, interval(result.rows, lead.rate, resamples) if result.rows else None, changes.get(system))
         for system, result in results.items()
     ]
     splits = " / ".join(dict.fromkeys(result.metrics.split for result in results.values()))
-    return Comparison(language, corpus, splits, lines, verdict(results, changes, resamples), _notes(lines, base))
+    said = verdict(results, changes, lead, resamples)
+    return Comparison(language, corpus, splits, lead, lines, said, _notes(lines, base))
 
 
 def _notes(lines: list[Line], base: Result | None) -> list[str]:
@@ -99,26 +105,31 @@ def as_numbers(comparisons: list[Comparison], title: str, resamples: int) -> dic
     for comparison in comparisons:
         languages.setdefault(comparison.language, {})[comparison.corpus] = {
             "split": comparison.split,
+            "rate": comparison.lead.rate,
             "verdict": comparison.verdict,
             "notes": comparison.notes,
-            "systems": {line.result.metrics.system: _numbers(line) for line in comparison.lines},
+            "systems": {line.result.metrics.system: _numbers(line, comparison.lead.rate) for line in comparison.lines},
         }
     return {"title": title, "bootstrap_resamples": resamples, "languages": languages}
 
 
-def _numbers(line: Line) -> dict[str, Any]:
+COPIED = ("wer", "cer", "basic_wer", "basic_cer", "raw_wer", "raw_cer", "utterances", "words", "characters",
+          "substitutions", "deletions", "insertions", "loops", "unended")  # fmt: skip
+
+
+def _numbers(line: Line, rate: str) -> dict[str, Any]:
+    """`rate` is the leading one: intervals and differences are of it."""
     metrics, change = line.result.metrics, line.versus_base
-    copied = ("wer", "cer", "raw_wer", "raw_cer", "utterances", "words", "substitutions", "deletions", "insertions")
-    low, high = line.wer_interval or (None, None)
+    low, high = line.interval or (None, None)
     change_low, change_high = (change and change.interval) or (None, None)
     return {
         "name": line.result.name,
-        **{field: getattr(metrics, field) for field in copied},
-        "wer_low": low,
-        "wer_high": high,
-        "wer_minus_base": change.value if change else None,
-        "wer_minus_base_low": change_low,
-        "wer_minus_base_high": change_high,
+        **{field: getattr(metrics, field) for field in COPIED},
+        f"{rate}_low": low,
+        f"{rate}_high": high,
+        f"{rate}_minus_base": change.value if change else None,
+        f"{rate}_minus_base_low": change_low,
+        f"{rate}_minus_base_high": change_high,
         "real_time_factor": line.real_time_factor,
         **{f"expert_share_{side}": fmean(shares) for side, shares in line.gates.items()},
     }

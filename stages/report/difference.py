@@ -1,14 +1,15 @@
-"""The difference between two systems' WER, where the two can be compared at all."""
+"""The difference between two systems' rates, where the two can be compared at all."""
 
 from dataclasses import dataclass
 
+from stages.report.lead import Lead
 from stages.report.results import Result
 from stages.scoring import paired_interval
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A change of WER, as a fraction: below zero is better. Without an interval, `reason` says why."""
+    """A change of the leading rate, as a fraction: below zero is better. Without an interval, `reason` says why."""
 
     value: float
     interval: tuple[float, float] | None
@@ -19,16 +20,16 @@ class Difference:
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 
-def difference(a: Result, b: Result, resamples: int) -> Difference:
-    """WER of `a` minus WER of `b`."""
-    if reason := not_comparable(a, b):
-        return Difference(a.metrics.wer - b.metrics.wer, None, reason)
+def difference(a: Result, b: Result, lead: Lead, resamples: int) -> Difference:
+    """The rate of `a` minus that of `b`."""
+    if reason := not_comparable(a, b, lead):
+        return Difference(lead.of(a.metrics) - lead.of(b.metrics), None, reason)
     assert a.rows and b.rows
-    value, low, high = paired_interval(a.rows, b.rows, resamples=resamples)
+    value, low, high = paired_interval(a.rows, b.rows, lead.rate, resamples)
     return Difference(value, (low, high))
 
 
-def not_comparable(a: Result, b: Result) -> str:
+def not_comparable(a: Result, b: Result, lead: Lead) -> str:
     """Why no paired interval can be given, or ''."""
     for what, found, other in (
         ("normaliser", a.metrics.normaliser, b.metrics.normaliser),
@@ -40,12 +41,12 @@ def not_comparable(a: Result, b: Result) -> str:
     for result in (a, b):
         if not result.rows:
             return f"{result.utterances_path.name} is not there"
-    return _other_utterances(a, b)
+    return _other_utterances(a, b, lead)
 
 
-def _other_utterances(a: Result, b: Result) -> str:
-    words, others = ({row["id"]: row["words"] for row in result.rows or []} for result in (a, b))
-    if apart := len(words.keys() ^ others.keys()):
+def _other_utterances(a: Result, b: Result, lead: Lead) -> str:
+    lengths, others = ({row["id"]: row[lead.lengths] for row in result.rows or []} for result in (a, b))
+    if apart := len(lengths.keys() ^ others.keys()):
         return f"the test utterances differ, {apart} were scored for only one of {a.name} and {b.name}"
-    changed = sum(count != others[key] for key, count in words.items())
+    changed = sum(count != others[key] for key, count in lengths.items())
     return f"the references of {changed} utterances differ between {a.name} and {b.name}" if changed else ""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.report.comparison import Comparison, Line
+from stages.report.lead import Lead
 
 EXPERTS = ("clsr", "clsr-kd")
 PER_SIDE = 5
@@ -13,7 +14,7 @@ LONGEST = 300  # characters shown; a model caught in a loop writes thousands
 @dataclass(frozen=True)
 class Example:
     id: str
-    words: int
+    length: int
     reference: str
     base: str
     base_errors: int
@@ -25,40 +26,42 @@ class Example:
 class Examples:
     base: str
     student: str
+    lead: Lead
     better: list[Example]
     worse: list[Example]
-    changed: tuple[int, int, int]  # utterances with fewer, as many, more word errors than the base's
+    changed: tuple[int, int, int]  # utterances with fewer, as many, more errors than the base's
 
 
 def examples(comparison: Comparison) -> Examples | None:
-    """For the student with the lowest WER; None where there is none, or no utterances to show."""
+    """For the student with the lowest rate, by that rate's errors; None where there is none, or no utterances to show."""
     base, student = comparison.line("base"), _best_student(comparison)
     if not base or not student or not base.result.rows or not student.result.rows:
         return None
     by_id = {row["id"]: row for row in student.result.rows}
-    pairs = [_example(row, by_id[row["id"]]) for row in base.result.rows if row["id"] in by_id]
+    pairs = [_example(row, by_id[row["id"]], comparison.lead) for row in base.result.rows if row["id"] in by_id]
     pairs.sort(key=lambda pair: (pair.student_errors - pair.base_errors, pair.id))
     better = [pair for pair in pairs if pair.student_errors < pair.base_errors]
     worse = [pair for pair in reversed(pairs) if pair.student_errors > pair.base_errors]
     changed = (len(better), len(pairs) - len(better) - len(worse), len(worse))
-    return Examples(base.result.name, student.result.name, better[:PER_SIDE], worse[:PER_SIDE], changed)
+    names = base.result.name, student.result.name
+    return Examples(*names, comparison.lead, better[:PER_SIDE], worse[:PER_SIDE], changed)
 
 
 def _best_student(comparison: Comparison) -> Line | None:
     trained = [line for line in comparison.lines if line.result.metrics.system not in ("base", "teacher")]
     with_experts = [line for line in trained if line.result.metrics.system in EXPERTS]
-    return min(with_experts or trained, key=lambda line: line.result.metrics.wer, default=None)
+    return min(with_experts or trained, key=lambda line: comparison.lead.of(line.result.metrics), default=None)
 
 
-def _example(base: dict[str, Any], student: dict[str, Any]) -> Example:
+def _example(base: dict[str, Any], student: dict[str, Any], lead: Lead) -> Example:
     return Example(
         id=base["id"],
-        words=base["words"],
+        length=base[lead.lengths],
         reference=_shortened(base["reference"]),
         base=_shortened(base["hypothesis"]),
-        base_errors=base["word_errors"],
+        base_errors=base[lead.errors],
         student=_shortened(student["hypothesis"]),
-        student_errors=student["word_errors"],
+        student_errors=student[lead.errors],
     )
 
 

@@ -9,13 +9,14 @@ import vl_convert
 
 from stages.report.comparison import Line
 from stages.report.curves import Curves
+from stages.report.lead import Lead, lead_of
 from stages.report.results import NAMES, SYSTEM_ORDER, place
 
 WIDTH, HEIGHT = 300, 170  # pixels
 POINTS = 60  # of a training curve; more are averaged, a line of noise says nothing
 COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e")  # told apart on white and on black
 PANELS = (  # column of the curve, title
-    ("validation_wer", "Validation WER (%)"),
+    ("validation_wer", ""),  # named by what the language's words are
     ("loss", "Training loss, all parts"),
     ("ce", "Cross-entropy"),
     ("kd", "Distance from the teacher (KD)"),
@@ -51,24 +52,26 @@ class Figure:
     file: str  # to stand alone: on white, whatever surrounds it
 
 
-def wer_figure(name: str, lines: list[Line]) -> Figure:
+def rate_figure(name: str, lines: list[Line], lead: Lead) -> Figure:
     systems, names = [line.result.metrics.system for line in lines], [line.result.name for line in lines]
-    rates = [{"system": line.result.name, "wer": 100 * line.result.metrics.wer} for line in lines]
+    rates = [{"system": line.result.name, "rate": 100 * lead.of(line.result.metrics)} for line in lines]
     spans = [
-        {"system": line.result.name, "low": 100 * line.wer_interval[0], "high": 100 * line.wer_interval[1]}
+        {"system": line.result.name, "low": 100 * line.interval[0], "high": 100 * line.interval[1]}
         for line in lines
-        if line.wer_interval
+        if line.interval
     ]
-    axis = alt.Scale(zero=False, padding=8)
+    axis, title = alt.Scale(zero=False, padding=8), f"{lead.name} (%)"
     y = alt.Y("system:N", sort=names, title=None, axis=alt.Axis(labelLimit=220))
     colour = alt.Color("system:N", sort=names, legend=None, scale=_scale(systems, names))
     dots = alt.Chart(alt.Data(values=rates)).mark_point(filled=True, size=80, opacity=1)
     bars = alt.Chart(alt.Data(values=spans)).mark_rule(strokeWidth=2)
     chart = alt.layer(
-        bars.encode(x=alt.X("low:Q", title="WER (%)", scale=axis), x2="high:Q", y=y, color=colour),
-        dots.encode(x=alt.X("wer:Q", title="WER (%)", scale=axis), y=y, color=colour),
+        bars.encode(x=alt.X("low:Q", title=title, scale=axis), x2="high:Q", y=y, color=colour),
+        dots.encode(x=alt.X("rate:Q", title=title, scale=axis), y=y, color=colour),
     )
-    return _figure(name, "WER with its 95 % interval", chart.properties(width=WIDTH, height={"step": 26}))
+    return _figure(
+        f"{name}-{lead.rate}", f"{lead.name} with its 95 % interval", chart.properties(width=WIDTH, height={"step": 26})
+    )
 
 
 def curve_figures(curves: Curves, language: str) -> list[Figure]:
@@ -77,6 +80,7 @@ def curve_figures(curves: Curves, language: str) -> list[Figure]:
     trained = sorted((method for owner, method in curves if owner == language), key=place)
     for column, title in PANELS:
         rows, methods = [], []
+        title = title or lead_of(language).validation
         factor = 100 if column == "validation_wer" else 1
         for method in trained:
             points = [(point.step, getattr(point, column)) for point in curves[language, method]]

@@ -4,20 +4,22 @@ import re
 from dataclasses import dataclass
 
 from cache.storage import AnyPath
+from stages.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
-from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, wer_figure
+from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
 from stages.report.summary import language_name
 from stages.report.tables import (
     Table,
+    ending_notes,
     gates_table,
-    loop_notes,
     overview_table,
     setup_table,
     systems_table,
     unscored_notes,
 )
+from stages.whisper.languages import WITHOUT_SPACES
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class CorpusSection:
     verdict: str
     systems: Table
     notes: list[str]
-    wer: Figure
+    rate: Figure
     gates: list[Figure]
     gates_table: Table | None
     examples: Examples | None
@@ -55,7 +57,7 @@ class Page:
         return [
             figure
             for language in self.languages
-            for figures in [*([c.wer, *c.gates] for c in language.corpora), language.curves]
+            for figures in [*([c.rate, *c.gates] for c in language.corpora), language.curves]
             for figure in figures
         ]
 
@@ -87,8 +89,8 @@ def _corpus(comparison: Comparison) -> CorpusSection:
         heading=f"{comparison.corpus}, {comparison.split}",
         verdict=comparison.verdict,
         systems=systems_table(comparison),
-        notes=comparison.notes + unscored_notes(comparison) + loop_notes(comparison),
-        wer=wer_figure(f"{name}-wer", comparison.lines),
+        notes=comparison.notes + unscored_notes(comparison) + ending_notes(comparison),
+        rate=rate_figure(name, comparison.lines, comparison.lead),
         gates=gate_figures(name, comparison.lines),
         gates_table=gates_table(comparison),
         examples=examples(comparison),
@@ -103,9 +105,16 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
     return [
         "`dvc repro` makes every number on this page again; `pipeline report` makes the page from the results.",
         f"Audio window: {windows}. It must be the same wherever two systems are compared.",
-        f"Text normaliser: {normalisers} (basic: Whisper's own for all languages; lower case, no punctuation, no bracketed "
-        "text, letters split for scripts without spaces). Raw rates are without it.",
-        "WER and CER are pooled: all errors over all words or characters of the references. WER can exceed 100 %.",
+        f"Text normaliser: {normalisers}. The default one, {NORMALISER}, keeps letters, marks (so that a wrong vowel sign or "
+        "tone is an error) and numbers, and an apostrophe, a middle dot or a zero-width non-joiner within a word; case is "
+        "folded; punctuation, symbols, invisible characters and text in brackets go. It is also what weights are chosen by.",
+        "Basic rates: by the normaliser of Whisper's authors, for comparison with the literature. It puts a space for each "
+        "combining mark, so that words of many scripts fall apart, and splits "
+        f"{', '.join(sorted(SPLIT_BY_BASIC))} into letters. "
+        "Raw rates: texts as they are written, with case and punctuation.",
+        "WER and CER are pooled: all errors over all words or characters of the references. Both can exceed 100 %.",
+        f"Languages written without spaces between words ({', '.join(sorted(WITHOUT_SPACES))}) are compared by CER, without "
+        "spaces. In place of words they have grapheme clusters, each a letter with its marks: a cluster error rate is no WER.",
         f"Intervals: 95 %, percentile bootstrap over utterances taken as independent, {resamples:,} resamples; differences "
         "by paired bootstrap on the same utterances (Bisani and Ney, ICASSP 2004). Below zero is better than the base. "
         "They hold for more speech like this test set, not for another training run.",

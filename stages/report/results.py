@@ -41,6 +41,8 @@ class Metrics(BaseModel):
     insertions: Count
     wer: Amount
     cer: Amount
+    basic_wer: Amount | None  # None: nothing was left of the references
+    basic_cer: Amount | None
     raw_wer: Amount
     raw_cer: Amount
     audio_seconds: Amount
@@ -49,6 +51,7 @@ class Metrics(BaseModel):
     dtype: str
     model: str
     loops: Count
+    unended: Count
     gates: dict[LayerName, Share]
     unscored: list[Unscored]
 
@@ -61,6 +64,9 @@ class Utterance(BaseModel):
     hypothesis: str
     words: Count
     word_errors: Count
+    characters: Count
+    character_errors: Count
+    unended: bool = False
 
 
 @dataclass(frozen=True)

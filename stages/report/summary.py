@@ -8,10 +8,11 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.storage import AnyPath
+from stages.report.lead import CHARACTERS, WORDS, Lead
 from stages.report.tables import percent, points, span
 
-COLUMNS = ("system", "WER %", "95 % interval", "CER %", "vs base (95 %)", "words")
-NAME_WIDTH = 34
+NAME_WIDTH = 26
+LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}
 
 
 def format_summary(report: AnyPath | dict[str, Any]) -> str:
@@ -35,8 +36,11 @@ def _format(numbers: dict[str, Any]) -> str:
 
 
 def _block(language: str, corpus: str, comparison: dict[str, Any]) -> str:
-    rows = [list(COLUMNS), *(_row(numbers) for numbers in comparison["systems"].values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lead = LEADS[comparison["rate"]]
+    beside = f"{lead.beside_name} %" if lead is WORDS else f"{lead.operations} %"
+    heads = ["system", f"{lead.name} %", "95 % interval", beside, "vs base (95 %)", f"basic {lead.name}", lead.lengths]
+    rows = [heads, *(_row(numbers, lead) for numbers in comparison["systems"].values())]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
@@ -47,14 +51,15 @@ def _block(language: str, corpus: str, comparison: dict[str, Any]) -> str:
     return "\n".join([heading, lines[0], "-" * len(lines[0]), *lines[1:], *textwrap.wrap(comparison["verdict"], 100)])
 
 
-def _row(numbers: dict[str, Any]) -> list[str]:
+def _row(numbers: dict[str, Any], lead: Lead) -> list[str]:
     return [
         textwrap.shorten(numbers["name"], NAME_WIDTH, placeholder="..."),
-        percent(numbers["wer"]),
-        span(_pair(numbers, "wer")),
-        percent(numbers["cer"]),
-        points(numbers["wer_minus_base"], _pair(numbers, "wer_minus_base")),
-        f"{numbers['words']:,}",
+        percent(numbers[lead.rate]),
+        span(_pair(numbers, lead.rate)),
+        percent(numbers[lead.beside]),
+        points(numbers[f"{lead.rate}_minus_base"], _pair(numbers, f"{lead.rate}_minus_base")),
+        percent(numbers[f"basic_{lead.rate}"]),
+        f"{numbers[lead.lengths]:,}",
     ]
 
 

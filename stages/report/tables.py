@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from stages.report.comparison import Comparison, Line
+from stages.report.lead import Lead
 from stages.report.verdict import STUDENTS
 
 NONE = "-"
@@ -39,28 +40,31 @@ def _signed(fraction: float) -> str:
 
 
 def systems_table(comparison: Comparison) -> Table:
-    columns = ["System", "WER %", "95 % interval", "CER %", "vs base, points (95 %)", "Sub / del / ins"]
-    columns += ["Words (utterances)", "Real-time factor", "Experts %, enc / dec"]
-    return Table(columns, [_system_row(line) for line in comparison.lines])
+    lead = comparison.lead
+    columns = ["System", f"{lead.name} %", "95 % interval", f"{lead.beside_name} %", "vs base, points (95 %)"]
+    columns += [f"Sub / del / ins of {lead.operations}", f"{lead.lengths.capitalize()} (utterances)"]
+    columns += [f"Basic {lead.name} %", "Real-time factor", "Experts %, enc / dec"]
+    return Table(columns, [_system_row(line, lead) for line in comparison.lines])
 
 
-def _system_row(line: Line) -> list[str]:
+def _system_row(line: Line, lead: Lead) -> list[str]:
     metrics, change = line.result.metrics, line.versus_base
     return [
         line.result.name,
-        percent(metrics.wer),
-        span(line.wer_interval),
-        percent(metrics.cer),
+        percent(lead.of(metrics)),
+        span(line.interval),
+        percent(getattr(metrics, lead.beside)),
         points(change.value, change.interval) if change else NONE,
         f"{metrics.substitutions:,} / {metrics.deletions:,} / {metrics.insertions:,}",
-        f"{metrics.words:,} ({metrics.utterances:,})",
+        f"{getattr(metrics, lead.lengths):,} ({metrics.utterances:,})",
+        percent(getattr(metrics, f"basic_{lead.rate}")),
         NONE if line.real_time_factor is None else f"{line.real_time_factor:.2f}",
         " / ".join(f"{100 * fmean(shares):.0f}" for shares in line.gates.values()) or NONE,
     ]
 
 
 def setup_table(comparison: Comparison) -> Table:
-    """What was measured in what way, and the WER before normalisation."""
+    """What was measured in what way, and the rates by Whisper's basic normaliser and without any."""
     rows = [
         [
             line.result.name,
@@ -68,15 +72,13 @@ def setup_table(comparison: Comparison) -> Table:
             m.dtype,
             m.normaliser,
             f"{m.audio_window_s:g}",
-            percent(m.raw_wer),
-            percent(m.raw_cer),
+            *(percent(rate) for rate in (m.basic_wer, m.basic_cer, m.raw_wer, m.raw_cer)),
         ]
         for line in comparison.lines
         for m in [line.result.metrics]
     ]
-    return Table(
-        ["System", "Model", "Precision", "Normaliser", "Audio window s", "Raw WER %", "Raw CER %"], rows, text=4
-    )
+    columns = ["System", "Model", "Precision", "Normaliser", "Audio window s"]
+    return Table([*columns, "Basic WER %", "Basic CER %", "Raw WER %", "Raw CER %"], rows, text=4)
 
 
 def gates_table(comparison: Comparison) -> Table | None:
@@ -97,11 +99,12 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
     columns = [
         "Language",
         "Corpus",
+        "Rate",
         "Student",
-        "Student WER %",
-        "Base WER %",
+        "Student %",
+        "Base %",
         "vs base, points (95 %)",
-        "Teacher WER %",
+        "Teacher %",
     ]
     rows = []
     for comparison in comparisons:
@@ -110,19 +113,27 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
         rows.append([
             names[comparison.language],
             comparison.corpus,
+            comparison.lead.name,
             student.result.name if student else NONE,
-            *(percent(line.result.metrics.wer if line else None) for line in (student, base)),
+            *(percent(comparison.lead.of(line.result.metrics) if line else None) for line in (student, base)),
             points(change.value, change.interval) if change else NONE,
-            percent(teacher.result.metrics.wer if teacher else None),
+            percent(comparison.lead.of(teacher.result.metrics) if teacher else None),
         ])  # fmt: skip
-    return Table(columns, rows, text=3)
+    return Table(columns, rows, text=4)
 
 
-def loop_notes(comparison: Comparison) -> list[str]:
-    counts = [
-        f"{line.result.metrics.loops:,} of {line.result.name}" for line in comparison.lines if line.result.metrics.loops
+def ending_notes(comparison: Comparison) -> list[str]:
+    """Hypotheses that did not end of themselves: each kind in a note, where there are any."""
+    kinds = {
+        "ended in a loop, and were cut at it": [line.result.metrics.loops for line in comparison.lines],
+        "stopped at the token limit before their end": [line.result.metrics.unended for line in comparison.lines],
+    }
+    names = [line.result.name for line in comparison.lines]
+    return [
+        f"Hypotheses that {what}: {', '.join(f'{n:,} of {name}' for n, name in zip(counts, names, strict=True) if n)}."
+        for what, counts in kinds.items()
+        if any(counts)
     ]
-    return [f"Hypotheses that ended in a loop, and were cut at it: {', '.join(counts)}."] if counts else []
 
 
 def unscored_notes(comparison: Comparison) -> list[str]:

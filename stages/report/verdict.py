@@ -1,32 +1,33 @@
 """What the numbers say, in one line of plain words."""
 
 from stages.report.difference import Difference, difference
+from stages.report.lead import Lead
 from stages.report.results import Result
 
 STUDENTS = ("clsr-kd", "clsr", "lora", "full")  # the verdict is about the first there is, whichever came out best
 
 
-def verdict(results: dict[str, Result], versus_base: dict[str, Difference], resamples: int) -> str:
-    """Both are keyed by system."""
+def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead: Lead, resamples: int) -> str:
+    """`results` and `versus_base` are keyed by system."""
     base = results.get("base")
     student = next((results[system] for system in STUDENTS if system in results), None)
     if base is None or student is None:
-        return _not_yet(results)
-    parts = [_against_base(student.name, base.name, versus_base[student.metrics.system])]
+        return _not_yet(results, lead)
+    parts = [_against_base(student.name, base.name, versus_base[student.metrics.system], lead)]
     if student.metrics.system == "clsr-kd" and (plain := results.get("clsr")):
-        parts.append(_against_plain(plain.name, difference(student, plain, resamples)))
-    parts += _better_rival(student, results)
+        parts.append(_against_plain(plain.name, difference(student, plain, lead, resamples)))
+    parts += _better_rival(student, results, lead)
     return "; ".join(parts) + "."
 
 
-def _not_yet(results: dict[str, Result]) -> str:
+def _not_yet(results: dict[str, Result], lead: Lead) -> str:
     missing = "no student" if "base" in results else "no base model"
-    measured = ", ".join(f"{result.name} {100 * result.metrics.wer:.1f} %" for result in results.values())
-    return f"Nothing to compare yet: there is {missing} among the results. WER: {measured}."
+    measured = ", ".join(f"{result.name} {100 * lead.of(result.metrics):.1f} %" for result in results.values())
+    return f"Nothing to compare yet: there is {missing} among the results. {lead.name}: {measured}."
 
 
-def _against_base(student: str, base: str, change: Difference) -> str:
-    size = f"{100 * abs(change.value):.1f} points of WER"
+def _against_base(student: str, base: str, change: Difference, lead: Lead) -> str:
+    size = f"{100 * abs(change.value):.1f} points of {lead.name}"
     where = "below" if change.value <= 0 else "above"
     if change.includes_zero:
         return f"No clear difference between {student} and {base}: {student} is {size} {where} ({_span(change)})"
@@ -51,10 +52,9 @@ def _span(change: Difference) -> str:
     return f"95 % interval {low:.1f} to {high:.1f}" + (", which includes zero" if change.includes_zero else "")
 
 
-def _better_rival(student: Result, results: dict[str, Result]) -> list[str]:
+def _better_rival(student: Result, results: dict[str, Result], lead: Lead) -> list[str]:
     """Other ways of fine-tuning are named where they did better: the reader must not have to find that in the table."""
     rivals = [results[system] for system in ("full", "lora") if system in results]
-    best = min(rivals, key=lambda result: result.metrics.wer, default=student)
-    if best.metrics.wer >= student.metrics.wer:
-        return []
-    return [f"{best.name} does better, {100 * best.metrics.wer:.1f} % against {100 * student.metrics.wer:.1f} %"]
+    best = min(rivals, key=lambda result: lead.of(result.metrics), default=student)
+    lowest, own = lead.of(best.metrics), lead.of(student.metrics)
+    return [f"{best.name} does better, {100 * lowest:.1f} % against {100 * own:.1f} %"] if lowest < own else []

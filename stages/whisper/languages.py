@@ -7,7 +7,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from cache.errors import PipelineError
 
 # Written without spaces between words, so that words are no unit: scored by letters, and no space before a transcript.
-WITHOUT_SPACES = frozenset({"th", "ja", "zh", "lo", "my", "yue"})
+WITHOUT_SPACES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "shn", "th", "wuu", "yue", "zh"})
 
 
 def language_code(code_or_name: str) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.scoring import score, totals
+from stages.scoring import NORMALISER, score, totals
 
 SENTENCE = "jedna dva tři čtyři pět"
 
@@ -21,9 +21,9 @@ class Tree:
             for i, (reference, hypothesis) in enumerate(texts or [(SENTENCE, spoilt(count)) for count in wrong])
         ]
         fields = {
-            "language": language, "system": system, "corpus": corpus, "split": "test", "normaliser": "basic", **totals(rows),
+            "language": language, "system": system, "corpus": corpus, "split": "test", "normaliser": NORMALISER, **totals(rows),
             "audio_seconds": 2.0 * len(rows), "seconds": 0.5 * len(rows), "audio_window_s": 7.0, "dtype": "float32",
-            "model": "openai/whisper-base", "loops": 0, "gates": {}, "unscored": [],
+            "model": "openai/whisper-base", "loops": 0, "unended": 0, "gates": {}, "unscored": [],
         }  # fmt: skip
         path = self.metrics / language / (f"{system}@{corpus}.json" if further else f"{system}.json")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def test_planted_numbers_reach_every_output(tree):
     interval = f"{100 * systems['clsr-kd']['wer_low']:.1f} to {100 * systems['clsr-kd']['wer_high']:.1f}"
     assert row.split(" | ")[1:3] == ["38.0", interval]
     assert row.split(" | ")[4].startswith("-32.0 (-")
-    assert row.endswith("19 / 0 / 0 | 50 (10) | 0.25 | 25 / 75 |")
+    assert row.endswith("19 / 0 / 0 | 50 (10) | 38.0 | 0.25 | 25 / 75 |")
     for cell in ("38.0", "19 / 0 / 0", "50 (10)", "25 / 75"):
         assert f">{cell}</td>" in html
     assert "u09: 3 → 5 word errors" in markdown.split("Worse:")[1]
@@ -142,7 +142,7 @@ def test_the_verdict_names_the_plain_student_and_a_better_rival(tree):
     ("change", "reason"),
     [
         ({"audio_window_s": 30.0}, "the audio window is 30 s for CLSR-FT, 7 s for whisper-base"),
-        ({"normaliser": "lang"}, "the normaliser is lang for CLSR-FT, basic for whisper-base"),
+        ({"normaliser": "lang"}, "the normaliser is lang for CLSR-FT, marks-1 for whisper-base"),
         ({}, "the test utterances differ, 1 were scored for only one of CLSR-FT and whisper-base"),
     ],
 )
@@ -243,7 +243,7 @@ def test_languages_and_corpora_have_an_overview_and_a_summary(tree):
         "CLSR-FT",
     ]
     assert len({len(line) for line in table}) == 1
-    assert re.search(r"CLSR-FT +38\.0 +\S+ to \S+ +\S+ +-32\.0 \(-\S+ to -\S+\) +50$", table[-1])
+    assert re.search(r"CLSR-FT +38\.0 +\S+ to \S+ +\S+ +-32\.0 \(-\S+ to -\S+\) +38\.0 +50$", table[-1])
 
 
 def test_no_results_says_what_makes_them(tree):
@@ -298,4 +298,82 @@ def test_a_further_corpus_goes_by_the_name_of_its_file(tree):
     assert numbers(tree, corpus="own").keys() == numbers(tree, corpus="elsewhere").keys()
     path.rename(path.with_name("base@own.json"))
     with pytest.raises(PipelineError, match=r"base@own\.json: corpus is 'own', as in .*base\.json"):
+        report(tree)
+
+
+THAI = "กขคงจฉชซฌญ"  # ten letters; the base has every second wrong, the student one
+
+
+def test_a_language_without_spaces_goes_by_characters(tree):
+    tree.system("base", None, "th", texts=[(THAI, "กถคถจถชถฌถ"), (THAI, "กถคถจถชถฌถ")])
+    tree.system("clsr", None, "th", texts=[(THAI, "ถขคงจฉชซฌญ"), (THAI, THAI)])
+    tree.system("base", BASE)
+    tree.system("clsr", STUDENT)
+    html, markdown = report(tree)
+    found = numbers(tree, "th")
+    assert found["rate"] == "cer"
+    assert found["systems"]["clsr"]["cer_minus_base"] == pytest.approx(-0.45)
+    assert found["systems"]["clsr"]["cer_low"] == 0.0
+    assert not {"wer_low", "wer_minus_base"} & set(found["systems"]["clsr"])
+    assert found["verdict"].startswith("CLSR-FT is 45.0 points of CER below whisper-base")
+    thai = markdown.split("## Thai (th)")[1].split("## How")[0]
+    heads = next(line for line in thai.splitlines() if line.startswith("| System"))
+    assert heads.split(" | ")[1:4] == ["CER %", "95 % interval", "Cluster error rate %"]
+    assert "Sub / del / ins of clusters | Characters (utterances) | Basic CER %" in heads
+    assert "u00: 5 → 1 character errors, 10 characters" in thai
+    assert "figures/th-fish-cer.svg" in thai
+    assert "WER with" not in thai
+    overview = [line.split(" | ")[2:6] for line in markdown.splitlines() if line.startswith(("| Czech", "| Thai"))]
+    assert overview == [["WER", "CLSR-FT", "38.0", "70.0"], ["CER", "CLSR-FT", "5.0", "50.0"]]
+    text = format_summary(tree.out).split("Thai (th)")[1].splitlines()
+    heads = " ".join(text[1].split())
+    assert heads == "system CER % 95 % interval clusters % vs base (95 %) basic CER characters"
+    assert "a cluster error rate is no WER" in html
+
+
+def test_the_best_student_and_rivals_are_found_by_the_leading_rate(tree):
+    """`lora` has fewer clusters wrong, but more characters."""
+    base = "ก้ ข้ ค้ ง้"
+    tree.system("base", None, "th", texts=[(base, "")])
+    tree.system("clsr", None, "th", texts=[(base, "กข ค้ ง้")])
+    tree.system("lora", None, "th", texts=[(base, "ขิ่์ ข้ ค้ ง้")])
+    report(tree)
+    systems = numbers(tree, "th")["systems"]
+    assert (systems["clsr"]["wer"], systems["lora"]["wer"]) == (0.5, 0.25)
+    assert (systems["clsr"]["cer"], systems["lora"]["cer"]) == (0.25, 0.5)
+    assert "does better" not in numbers(tree, "th")["verdict"]
+
+
+def test_basic_rates_stand_beside(tree):
+    reference = "மேசை மீது"
+    tree.system("base", None, "ta", texts=[(reference, "மேசை மேது")] * 2)
+    tree.system("clsr", None, "ta", texts=[(reference, reference)] * 2, basic_cer=None)
+    html, markdown = report(tree)
+    systems = numbers(tree, "ta")["systems"]
+    assert (systems["base"]["wer"], systems["base"]["basic_wer"]) == (0.5, 0.0)
+    row = next(line for line in markdown.splitlines() if line.startswith("| whisper-base | 50.0"))
+    assert row.split(" | ")[7] == "0.0"
+    setup = next(line for line in markdown.splitlines() if line.startswith("| CLSR-FT | openai"))
+    assert setup.split(" | ")[3:] == ["marks-1", "7", "0.0", "-", "0.0", "0.0 |"]
+    assert "Basic WER" in html
+    lines = format_summary(tree.out).splitlines()
+    assert "basic WER" in lines[1]
+    assert re.search(r"^whisper-base +50\.0 .* 0\.0 +4$", lines[3])
+
+
+def test_hypotheses_that_did_not_end_are_said_beside_loops(tree):
+    tree.system("base", BASE, loops=2, unended=3)
+    tree.system("clsr", STUDENT, unended=1)
+    tree.system("teacher", [1] * 10, model="openai/whisper-large-v2")
+    html, _ = report(tree)
+    assert "Hypotheses that ended in a loop, and were cut at it: 2 of whisper-base." in html
+    assert "Hypotheses that stopped at the token limit before their end: 3 of whisper-base, 1 of CLSR-FT." in html
+    assert numbers(tree)["systems"]["base"]["unended"] == 3
+
+
+def test_rows_must_fit_what_they_are(tree):
+    path = tree.system("base", BASE)
+    rows = path.with_suffix(".utterances.jsonl")
+    rows.write_text(rows.read_text("utf-8").replace('"group": "g"', '"unended": "perhaps"'), "utf-8")
+    with pytest.raises(PipelineError, match=r"line 1: field 'unended'"):
         report(tree)
