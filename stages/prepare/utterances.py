@@ -1,5 +1,6 @@
 """From an item to an utterance record, or to the reason why it is left out."""
 
+import errno
 import math
 import unicodedata
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from cache.storage import RemotePath, StorageError
 from stages import audio
 from stages.prepare.items import Item
 
+NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # a link to itself
+
 
 @dataclass(frozen=True)
 class LeftOut:
     id: str
     source: str
-    reason: str  # missing, unreadable, empty, silent, too_long, no_text or duplicate
+    reason: str  # missing, unreadable, empty, silent, too_long, no_text, duplicate, sentence_in_test, …
     detail: str
 
 
@@ -27,6 +30,8 @@ def make_utterance(
     max_seconds: None where any length will do. Memory is bounded by it, however long the recording.
     untranscribed: keep it where it has no text, too.
     """
+    if item.excluded is not None:
+        return _left_out(item, *item.excluded)
     text = clean_text(item.text)
     if not has_words(text):
         if not untranscribed:
@@ -62,8 +67,17 @@ def make_utterance(
 
 def _source(item: Item) -> Path | bytes:
     if isinstance(item.audio, Path):
+        _refuse_no_name(item.audio)
         return item.audio
     return item.audio.read_bytes() if isinstance(item.audio, RemotePath) else item.audio()
+
+
+def _refuse_no_name(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in NO_SUCH_NAME:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
 
 
 def as_duplicate(record: dict, first: str) -> LeftOut:
