@@ -31,5 +31,5 @@ def superseded(folder: AnyPath, found: dict[str, Any], wanted: dict[str, Any], r
         )
     if differing:
         storage.remove_tree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     return bool(differing)

@@ -22,6 +22,7 @@ MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
 LEFT_OUT, NOTICED = "left_out.jsonl", "noticed.jsonl"
 MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
+DRAWN = ("test", "validation")  # splits that a corpus may do without
 FORMATS = {"parquet": parquet, "webdataset": webdataset}
 
 
@@ -152,9 +153,7 @@ class ShardReader:
 
     def __init__(self, folder: AnyPath, kind: str, check_sizes: bool = True):
         if not (folder / MANIFEST).exists():
-            unfinished = (folder / PROGRESS).exists()
-            state = "is unfinished" if unfinished else f"holds no {MANIFEST}"
-            raise PipelineError(f"{folder} {state}: expected finished {kind} shards, which `{MADE_BY[kind]}` makes")
+            raise PipelineError(_not_there(folder, kind))
         self.folder, self.kind = folder, kind
         self.manifest = read_header(folder / MANIFEST)
         for field, wanted in {"format_version": FORMAT_VERSION, "kind": kind, "fields": FIELDS[kind]}.items():
@@ -235,6 +234,18 @@ class ShardReader:
         """Changes whenever a record changes, and stays the same in another format: a hash over the shards' contents."""
         text = "".join(f"{entry['index']} {entry['rows']} {entry['content']}\n" for entry in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _not_there(folder: AnyPath, kind: str) -> str:
+    if (folder / PROGRESS).exists():
+        return f"{folder} is unfinished: expected finished {kind} shards, which `{MADE_BY[kind]}` makes"
+    # `pipeline prepare` makes training last: what is not there by then it does not make.
+    if kind == "utterances" and folder.name in DRAWN and (folder.parent / "train" / MANIFEST).exists():
+        return (
+            f"{folder} holds no {MANIFEST}: the corpus has no {folder.name} split, and `pipeline prepare` drew none from "
+            f"training: give the corpus one, or more recordings, or a {folder.name}_fraction above 0"
+        )
+    return f"{folder} holds no {MANIFEST}: expected finished {kind} shards, which `{MADE_BY[kind]}` makes"
 
 
 def open_shards(folder: AnyPath, check_sizes: bool = True) -> ShardReader:

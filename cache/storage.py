@@ -128,13 +128,13 @@ AnyPath = Path | RemotePath
 
 
 def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
-    """A URL -> RemotePath, anything else -> pathlib.Path. Raises StorageError where the URL cannot be used."""
+    """A URL -> RemotePath, anything else -> pathlib.Path, "~" being the home folder. Raises StorageError for a wrong URL."""
     if isinstance(place, RemotePath):
         return place
     text = os.fspath(place)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
-        return Path(text)
+        return home(text)
     if protocol == "file":
         return Path(rest)
     _check_installed(protocol, text)
@@ -153,6 +153,14 @@ def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
         # between would only multiply the two: half an hour until a store that cannot be reached is given up.
         store.retries = 1
     return remote
+
+
+def home(text: str) -> Path:
+    """`text` with the home folder for its "~", where there is such a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _check_installed(protocol: str, url: str) -> None:
@@ -222,8 +230,8 @@ def _reason(error: Exception) -> str:
 
 
 def join(folder: AnyPath, place: str) -> AnyPath:
-    """`place` as seen from `folder`; it may be a URL or an absolute path itself."""
-    return path(place) if "://" in place else folder / place
+    """`place` as seen from `folder`; it may be a URL, an absolute path or one of the home folder itself."""
+    return path(place) if "://" in place or place.startswith("~") and home(place).is_absolute() else folder / place
 
 
 def sizes(folder: AnyPath) -> dict[str, int]:
@@ -243,7 +251,14 @@ def versions(folder: RemotePath) -> dict[str, str]:
 
 
 def remove_tree(folder: AnyPath) -> None:
-    if isinstance(folder, Path):
-        shutil.rmtree(folder)
-    else:
+    """Removes all that is in `folder`, and `folder` itself unless it is a link or a disk's own folder."""
+    if not isinstance(folder, Path):
         folder.remove_tree()
+        return
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if not folder.is_symlink() and not folder.is_mount():
+        folder.rmdir()

@@ -56,11 +56,21 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 @cli.command(
     "prepare",
-    epilog=examples("pipeline prepare --lang cs\npipeline prepare --lang gl --corpus manifest --path recordings.csv"),
+    epilog=examples(
+        "pipeline prepare --lang cs\n"
+        "pipeline prepare --lang gl --corpus manifest --path recordings.csv\n"
+        "pipeline prepare --lang gl --corpus manifest --path nemo.json --columns path=audio_filepath"
+    ),
 )
 @lang_option
 @click.option("--corpus", type=click.Choice(CORPORA), help="Overrides the language's corpus; with --path.")
 @click.option("--path", "corpus_path", help="Where the corpus lies; for a dataset also its hub id.")
+@click.option(
+    "--columns",
+    metavar="OURS=THEIRS,…",
+    help="With --corpus manifest or dataset: what its table calls our columns path, text, speaker, split and id "
+    "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
+)
 @click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
 @restart_option
 @click.pass_context
@@ -69,14 +79,15 @@ def prepare_command(
     languages: list[str],
     corpus: str | None,
     corpus_path: str | None,
+    columns: str | None,
     format_: str | None,
     restart: bool,
 ) -> None:
     """Turns a corpus into utterance shards, per language and split."""
-    from pipeline.commands.prepare import prepare
+    from pipeline.commands.prepare import CorpusChoice, prepare
 
     params = params_of(ctx, prepare__format=format_)
-    prepare(params, languages, corpus, corpus_path, restart)
+    prepare(params, languages, CorpusChoice(corpus, corpus_path, columns), restart)
 
 
 @cli.command("report", epilog=examples("pipeline report"))

@@ -1,21 +1,37 @@
 """pipeline prepare"""
 
+from dataclasses import dataclass
+from typing import Any
+
 import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
 from cache.shards import LEFT_OUT, NOTICED
 from pipeline.commands.common import chosen, say
+from pipeline.options import printable
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
+from stages.prepare.run import SplitSummary
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
 
+DATASET_COLUMNS = ("audio", "text", "speaker")
 
-def prepare(params: Params, languages: list[str], corpus: str | None, path: str | None, restart: bool) -> None:
+
+@dataclass(frozen=True)
+class CorpusChoice:
+    """What the command line says of the corpus, in place of the parameters."""
+
+    corpus: str | None
+    path: str | None
+    columns: str | None  # OURS=THEIRS, separated by commas
+
+
+def prepare(params: Params, languages: list[str], choice: CorpusChoice, restart: bool) -> None:
     for language in chosen(params, languages):
-        own = _own_corpus(params, language, corpus, path)
-        further = {} if corpus else params.further_tests
+        own = _own_corpus(params, language, choice)
+        further = {} if choice.corpus else params.further_tests
         for settings, suffix in [(own, ""), *((settings, f"@{name}") for name, settings in further.items())]:
             out = params.paths.utterances / language
             with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
@@ -23,26 +39,50 @@ def prepare(params: Params, languages: list[str], corpus: str | None, path: str 
                     settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
                 )
             for split in splits:
-                reasons, noticed = _counts(split.left_out), _counts(split.noticed)
-                say(
-                    f"{split.folder}: {split.utterances} utterances, {split.seconds / 3600:.2f} h"
-                    + (f"; left out: {reasons}, see {split.folder / LEFT_OUT}" if reasons else "")
-                    + (f"; kept but noticed: {noticed}, see {split.folder / NOTICED}" if noticed else "")
-                    + (f"; {split.not_selected} not selected" if split.not_selected else "")
-                )
+                _say_split(split)
+            for note in splits[0].notes:
+                say(f"{out}: {printable(note)}")
+
+
+def _say_split(split: SplitSummary) -> None:
+    reasons, noticed = _counts(split.left_out), _counts(split.noticed)
+    say(
+        f"{split.folder}: {split.utterances} utterances, {split.seconds / 3600:.2f} h"
+        + (f"; left out: {reasons}, see {split.folder / LEFT_OUT}" if reasons else "")
+        + (f"; kept but noticed: {noticed}, see {split.folder / NOTICED}" if noticed else "")
+        + (f"; {split.not_selected} not selected" if split.not_selected else "")
+    )
 
 
 def _counts(by_reason: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in by_reason.items())
 
 
-def _own_corpus(params: Params, language: str, corpus: str | None, path: str | None) -> CorpusSettings:
-    if corpus:
-        values = {"corpus": corpus, **({"path": path} if path else {})}
-        return checked(TypeAdapter(CorpusSettings), values, f"--corpus {corpus}")
-    if path:
-        raise click.UsageError("--path goes with --corpus")
+def _own_corpus(params: Params, language: str, choice: CorpusChoice) -> CorpusSettings:
+    if choice.corpus:
+        values: dict[str, Any] = {"corpus": choice.corpus, **({"path": choice.path} if choice.path else {})}
+        if choice.columns:
+            values |= _columns(choice.corpus, choice.columns)
+        return checked(TypeAdapter(CorpusSettings), values, f"--corpus {choice.corpus}")
+    for option, value in (("--path", choice.path), ("--columns", choice.columns)):
+        if value:
+            raise click.UsageError(f"{option} goes with --corpus")
     if language not in params.languages:
         known = ", ".join(params.languages) or "none"
         raise PipelineError(f"no corpus for '{language}' in the parameters (there: {known}): give --corpus and --path")
     return params.languages[language].corpus
+
+
+def _columns(corpus: str, text: str) -> dict[str, Any]:
+    """The corpus's settings for --columns."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if wrong := [part[0] for part in pairs if not all(part)]:
+        raise click.BadParameter(f"'{wrong[0]}': expected OURS=THEIRS, …", param_hint="--columns")
+    names = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if corpus == "manifest":
+        return {"columns": names}
+    if corpus != "dataset":
+        raise click.UsageError(f"--columns goes with --corpus manifest or dataset: {corpus} has columns of its own")
+    if unknown := sorted(names.keys() - set(DATASET_COLUMNS)):
+        raise click.BadParameter(f"{unknown[0]}: a dataset has {', '.join(DATASET_COLUMNS)}", param_hint="--columns")
+    return {f"{ours}_column": theirs for ours, theirs in names.items()}

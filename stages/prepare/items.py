@@ -24,13 +24,15 @@ class Item:
     group: str  # what a subset must not tear apart: a scene, a speaker
     source: str  # where the audio lies within the corpus
     size: int | None = None  # bytes of audio, for a callable; a path is asked
+    excluded: tuple[str, str] | None = None  # reason and detail, where its split must do without it
 
 
 @dataclass(frozen=True)
 class Corpus:
     splits: dict[str, list[Item]]  # in the corpus's order, after selection; a corpus may lack a split
     not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the chosen subset does not take
-    facts: dict[str, object] = field(default_factory=dict)  # for the manifest: versions
+    facts: dict[str, object] = field(default_factory=dict)  # for the manifest: versions, which splits were drawn
+    notes: list[str] = field(default_factory=list)  # for the user: what was drawn, what its splits share
 
 
 def unique_ids(items: list[Item]) -> list[Item]:

@@ -15,6 +15,7 @@ from cache.storage import AnyPath
 from stages.prepare.corpora import read_corpus
 from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.prepare.unusable import nothing_usable
 from stages.prepare.utterances import Listed, Made, as_duplicate, make_utterance
 
 PREPARE_VERSION = 2  # raised whenever the same items would give other records
@@ -34,6 +35,7 @@ class SplitSummary:
     left_out: dict[str, int]  # by reason
     noticed: dict[str, int]  # by reason: what is kept, put right or in doubt
     not_selected: int
+    notes: list[str]  # of the corpus as a whole
 
 
 def prepare(
@@ -52,7 +54,13 @@ def prepare(
     split_suffix: for a further test corpus, "@fleurs"; then only `<out>/test@fleurs` is written.
     Raises PipelineError where the folder was made otherwise (unless `restart`) or a split has nothing usable.
     """
-    corpus = _with_suffix(read_corpus(corpus_settings, language), corpus_settings.name, split_suffix)
+    wanted = ("test",) if split_suffix else SPLITS
+    corpus = read_corpus(corpus_settings, language, wanted)
+    if not corpus.splits:
+        what = "test split" if split_suffix else "splits"
+        raise PipelineError(
+            f"corpus {corpus_settings.name} has no {what}: {'; '.join(corpus.notes) or 'choose another'}"
+        )
     if not split_suffix:
         _clear_foreign_splits(corpus, corpus_settings.name, out, restart)
     # Every folder is opened before any work is done, so that a refusal comes at once.
@@ -69,20 +77,14 @@ def prepare(
             raise
 
 
-def _with_suffix(corpus: Corpus, name: str, split_suffix: str) -> Corpus:
-    splits = {split: items for split, items in corpus.splits.items() if split == "test" or not split_suffix}
-    if not splits:
-        raise PipelineError(f"corpus {name} has no {'test split' if split_suffix else 'splits'}: choose another corpus")
-    return Corpus(splits, corpus.not_selected, corpus.facts)
-
-
 def _clear_foreign_splits(corpus: Corpus, name: str, out: AnyPath, restart: bool) -> None:
     """A split that this corpus lacks may still lie there from another corpus, and would be trained or tested on."""
     for folder in (out / split for split in SPLITS if split not in corpus.splits):
         if (folder / MANIFEST).exists() or (folder / PROGRESS).exists():
             if not restart:
+                why = f" ({'; '.join(corpus.notes)})" if corpus.notes else ""
                 raise PipelineError(
-                    f"{folder} was made from another corpus, {name} has no such split: "
+                    f"{folder} was made from another corpus, {name} has no such split{why}: "
                     "give --restart to remove it, or another folder"
                 )
             storage.remove_tree(folder)
@@ -141,7 +143,7 @@ class _Work:
         items, writer = self.corpus.splits[split], self.writers[label]
         manifest = self._finished(label, items) if writer.complete else self._make(split, label, items, pool)
         counts = manifest["left_out"], manifest["noticed"], manifest["not_selected"]
-        return SplitSummary(label, writer.folder, manifest["rows"], manifest["seconds"], *counts)
+        return SplitSummary(label, writer.folder, manifest["rows"], manifest["seconds"], *counts, self.corpus.notes)
 
     def _finished(self, label: str, items: list[Item]) -> dict[str, Any]:
         reader = ShardReader(self.writers[label].folder, KIND)
@@ -201,14 +203,11 @@ class _Work:
         # While in work each shard's entry holds what it left out and noticed; finished, each has a file of its own.
         lists = {name: [row for entry in entries for row in entry[name]] for name in ("left_out", "noticed")}
         counts = {name: dict(sorted(Counter(row["reason"] for row in rows).items())) for name, rows in lists.items()}
-        if not any(entry["rows"] for entry in entries):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items())
-            reasons = reasons or "it lists no recordings"
-            raise PipelineError(
-                f"corpus {self.name}, {label}: nothing usable among {len(items)} recordings ({reasons})"
-            )
         files.write_jsonl(writer.folder / LEFT_OUT, lists["left_out"])
         files.write_jsonl(writer.folder / NOTICED, lists["noticed"])
+        if not any(entry["rows"] for entry in entries):
+            where = f"corpus {self.name}, {label}"
+            raise PipelineError(nothing_usable(where, items, lists["left_out"], writer.folder / LEFT_OUT))
         for entry in entries:
             del entry["left_out"], entry["noticed"]
         return writer.finish(

@@ -13,6 +13,10 @@ from cache.storage import AnyPath
 def _path(value: Any) -> AnyPath:
     if not isinstance(value, (str, Path, storage.RemotePath)):
         raise ValueError("Input is not a path or a URL")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a name that is not UTF-8: rename it, or give a link to it") from None
     return storage.path(value)
 
 
@@ -22,7 +26,11 @@ PathOrUrl = Annotated[AnyPath, PlainValidator(_path), PlainSerializer(str, when_
 def _local(value: Any) -> Any:
     if isinstance(value, str) and "://" in value:
         raise ValueError("a URL, expected a folder of this machine: copy it here first")
-    return value
+    return _home(value)
+
+
+def _home(value: Any) -> Any:
+    return str(storage.home(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 class Settings(BaseModel):
@@ -52,6 +60,23 @@ class PrepareSettings(Settings):
     format: Literal["parquet", "webdataset"] = "parquet"
 
 
+class Shares(Settings):
+    """For a corpus that may lack a test or a validation split: how much of training is drawn for it, 0: nothing."""
+
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "Shares":
+        if self.test_fraction + self.validation_fraction > 0.5:
+            raise ValueError("test_fraction and validation_fraction leave too little to train on: at most 0.5 together")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"test": self.test_fraction, "validation": self.validation_fraction}
+
+
 class FishFilletsSettings(Settings):
     """Czech or Dutch lines of the game Fish Fillets NG (GPL-2), from Debian's packages."""
 
@@ -65,11 +90,13 @@ class FishFilletsSettings(Settings):
         return self.corpus
 
 
-class CommonVoiceSettings(Settings):
-    """A Common Voice release as downloaded and extracted."""
+class CommonVoiceSettings(Shares):
+    """A Common Voice release as downloaded and extracted, of read sentences or of spontaneous speech."""
 
     corpus: Literal["common-voice"]
-    path: PathOrUrl  # the folder with train.tsv, dev.tsv, test.tsv and clips/, or the one above it
+    # The folder with train.tsv, dev.tsv, test.tsv (or validated.tsv alone) and clips/, or with ss-corpus-LANG.tsv and
+    # audios/; or the one above it.
+    path: PathOrUrl
     subset: Literal["3k", "10k", "28k"] | None = None  # train utterances, the most up-voted (arXiv 2311.01070)
     max_validation: int = Field(default=500, ge=1)
 
@@ -78,7 +105,7 @@ class CommonVoiceSettings(Settings):
         return self.corpus
 
 
-class FleursSettings(Settings):
+class FleursSettings(Shares):
     """FLEURS, as released (path) or from the hub (no path)."""
 
     corpus: Literal["fleurs"]
@@ -90,11 +117,11 @@ class FleursSettings(Settings):
         return self.corpus
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(Shares):
     """Any dataset that the `datasets` library loads: a repository of the hub, or a folder."""
 
     corpus: Literal["dataset"]
-    path: str
+    path: Annotated[str, BeforeValidator(_home)]
     config: str | None = None
     revision: str | None = None
     audio_column: str = "audio"
@@ -107,19 +134,12 @@ class DatasetSettings(Settings):
         return _slug(Path(self.path).name)
 
 
-class ManifestSettings(Settings):
+class ManifestSettings(Shares):
     """A CSV, TSV or JSON lines file with `path` and `text`, and where known `speaker`, `split` and `id`."""
 
     corpus: Literal["manifest"]
     path: PathOrUrl
-    test_fraction: float = Field(default=0.1, ge=0, lt=1)  # both used only where the file has no split column
-    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> "ManifestSettings":
-        if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError("test_fraction and validation_fraction leave nothing to train on: make them smaller")
-        return self
+    columns: dict[Literal["path", "text", "speaker", "split", "id"], str] = {}  # ours: the file's, where it differs
 
     @property
     def name(self) -> str:

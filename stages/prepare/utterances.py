@@ -1,5 +1,6 @@
 """From an item to an utterance record, or to the reason why it is left out."""
 
+import errno
 import math
 import re
 import unicodedata
@@ -18,6 +19,8 @@ from stages.prepare.settings import PrepareSettings
 # Whisper's own tokens, as pseudo-labelled corpora have them in their text: <|0.00|>, <|endoftext|>, <|gl|>.
 CONTROL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 
+NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # a link to itself
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -25,7 +28,8 @@ class Listed:
 
     id: str
     source: str
-    # left out: missing, unreadable, truncated, empty, silent, too_long, clipped, too_fast, no_text or duplicate
+    # left out: missing, unreadable, truncated, empty, silent, too_long, clipped, too_fast, no_text, duplicate or
+    # sentence_in_test and the like, of the splits that were drawn
     # noticed: control_tokens, scaled or one_channel, which are put right; clipped or too_fast, which test keeps
     reason: str
     detail: str
@@ -42,6 +46,8 @@ def make_utterance(item: Item, settings: PrepareSettings, split: str, max_second
 
     max_seconds: None where any length will do. Memory is bounded by it, however long the recording.
     """
+    if item.excluded is not None:
+        return _listed(item, *item.excluded)
     text, noticed = _text(item)
     if not has_words(text):
         if split != "train" or not settings.untranscribed:
@@ -115,8 +121,17 @@ def _record(item: Item, text: str, samples: np.ndarray) -> dict:
 
 def _source(item: Item) -> Path | bytes:
     if isinstance(item.audio, Path):
+        _refuse_no_name(item.audio)
         return item.audio
     return item.audio.read_bytes() if isinstance(item.audio, RemotePath) else item.audio()
+
+
+def _refuse_no_name(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in NO_SUCH_NAME:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
 
 
 def as_duplicate(record: dict, first: str) -> Listed:

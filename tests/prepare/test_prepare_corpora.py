@@ -1,15 +1,17 @@
 import json
 import sys
 
+import pyarrow as pa
 import pytest
 from prepare_makers import RATE, noise, record
+from pyarrow import parquet
 from pydantic import TypeAdapter, ValidationError
 
 from cache.errors import PipelineError
 from stages import audio
-from stages.prepare.corpora import common_voice, dataset, fleurs, manifest
+from stages.prepare.corpora import common_voice, dataset, fleurs, manifest, read_corpus
 from stages.prepare.corpora import rows as rows_of
-from stages.prepare.items import Item, items_sha256, split_by_group, unique_ids
+from stages.prepare.items import SPLITS, Item, items_sha256, split_by_group, unique_ids
 from stages.prepare.settings import (
     CommonVoiceSettings,
     CorpusSettings,
@@ -90,9 +92,8 @@ def test_common_voice_code_with_a_country(cv):
 def test_common_voice_that_is_not_whole(cv):
     with pytest.raises(PipelineError, match="nowhere: no Common Voice release here, expected train.tsv"):
         read_cv(cv / "nowhere")
-    (cv / "ca/dev.tsv").unlink()
     (cv / "ca/clips").rmdir()
-    with pytest.raises(PipelineError, match=r"dev\.tsv, clips/ missing"):
+    with pytest.raises(PipelineError, match=r"ca: clips/ missing"):
         read_cv(cv)
 
 
@@ -232,6 +233,30 @@ def test_dataset_of_paths_and_of_bare_bytes(library, tmp_path):
         read_dataset(tmp_path / "numbers")
 
 
+def test_dataset_of_paths_seen_from_its_folder(library, tmp_path, monkeypatch):
+    """Wherever the command runs; as bytes that are not there beside a path, and as a plain path."""
+    record(tmp_path / "ds/audio/a.wav", noise(1, 0))
+    for name, value in (("struct", {"bytes": None, "path": "audio/a.wav"}), ("plain", "audio\\a.WAV")):
+        (tmp_path / f"ds/{name}").mkdir()
+        (tmp_path / f"ds/{name}/audio").symlink_to(tmp_path / "ds/audio")
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if name == "struct" else pa.string()
+        table = pa.table({"audio": pa.array([value], kind), "text": ["x"]})
+        parquet.write_table(table, tmp_path / f"ds/{name}/test.parquet")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("struct", "plain"):
+        (item,) = read_dataset(f"../ds/{name}").splits["test"]
+        assert item.audio.samefile(tmp_path / "ds/audio/a.wav")
+
+
+def test_dataset_of_training_alone(library, tmp_path):
+    rows = hub_like(library, tmp_path, 20, "sentence")
+    rows.to_parquet(tmp_path / "ds/train-00000-of-00001.parquet")
+    corpus = read_dataset(tmp_path / "ds", text_column="sentence")
+    assert {split: len(items) for split, items in corpus.splits.items()} == {"train": 17, "validation": 1, "test": 2}
+    assert corpus.splits["test"][0].audio() and "drawn from training" in corpus.notes[0]
+
+
 def test_dataset_that_cannot_be_loaded(library, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PipelineError, match="empty cannot be loaded: ") as caught:
@@ -244,14 +269,16 @@ def test_dataset_that_only_torchcodec_could_turn_into_rows(library, tmp_path, mo
     (tmp_path / "sounds/train/metadata.csv").write_text("file_name,text\na.wav,x\n")
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setitem(sys.modules, "torchcodec.encoders", None)
-    with pytest.raises(PipelineError, match="torchcodec.*; or list the files in a CSV and use `corpus: manifest`"):
+    with pytest.raises(
+        PipelineError, match="torchcodec.*`--corpus manifest --path FOLDER/metadata.csv --columns path=file_name`"
+    ):
         read_dataset(tmp_path / "sounds")
 
 
 def test_fleurs_from_the_hub(library, tmp_path, monkeypatch):
     """With a folder laid out like the hub's Parquet branch in the hub's place."""
     rows = hub_like(library, tmp_path, 2, "raw_transcription", id=[11, 12], transcription=["a", "b"])
-    for split in fleurs.HUB_SPLITS:
+    for split in SPLITS:
         for config in ("cs_cz", "nl_nl"):
             (tmp_path / "fleurs" / config / split).mkdir(parents=True)
             rows.select([0] if config == "cs_cz" else [0, 1]).to_parquet(
@@ -262,6 +289,10 @@ def test_fleurs_from_the_hub(library, tmp_path, monkeypatch):
     assert {split: len(items) for split, items in corpus.splits.items()} == {"train": 1, "validation": 1, "test": 1}
     item = corpus.splits["test"][0]
     assert (item.text, item.group, item.audio()) == ("Veta 0", "11", wav_bytes(tmp_path, 0))
+    for split in ("train", "validation"):
+        (tmp_path / f"fleurs/cs_cz/{split}/0000.parquet").write_bytes(b"not even looked at")
+    further = read_corpus(FleursSettings(corpus="fleurs"), "cs", ("test",))
+    assert {split: len(items) for split, items in further.splits.items()} == {"test": 1}
 
 
 # Manifests
@@ -278,7 +309,7 @@ def test_manifest_csv_with_everything_that_csv_can_hold(tmp_path):
     text += "Ne.,sub/b.wav,dev,,\r\nJo.,c.wav,Test,x,\r\n"
     corpus = read_manifest(tmp_path / "m.csv", text)
     (train,), (validation,), (test,) = (corpus.splits[split] for split in ("train", "validation", "test"))
-    assert train == Item("one", tmp_path / "a.wav", 'Řekl "ano",\r\nšel', "petr", "petr", "a.wav")
+    assert train == Item("one", tmp_path / "a.wav", 'Řekl "ano",\nšel', "petr", "petr", "a.wav")
     assert validation == Item("sub/b.wav", tmp_path / "sub/b.wav", "Ne.", "", "sub/b.wav", "sub/b.wav")
     assert test.id == "c.wav"
 
@@ -298,13 +329,13 @@ def test_manifest_tsv_and_jsonl_say_the_same(tmp_path):
     "name, text, message",
     [
         ("m.csv", "file,text\na,b\n", "no column path; it has file, text"),
-        ("m.csv", "", "no column ; it has nothing"),
+        ("m.csv", "", "no column path, text; it has nothing"),
         ("m.csv", "path,text\n", "no recordings listed"),
         ("m.csv", "path,text\na,b,c\n", "line 2: 3 columns, expected 2"),
         ("m.csv", 'path,text\na,"b\n', "line 2: unexpected end of data"),
         ("m.csv", "path,text,split\na,b,eval\n", "split of a is 'eval', expected one of train, test"),
         ("m.csv", b"path,text\na,\xff\n", "not UTF-8 text"),
-        ("m.txt", "path,text\na,b\n", r"ends in \.csv, \.tsv or \.jsonl, not in '\.txt'"),
+        ("m.txt", "path,text\na,b\n", r"ends in \.csv, \.tsv, \.jsonl or \.json, not in '\.txt'"),
         ("m.jsonl", '{"path": "a"\n', "line 1: not valid JSON"),
         ("m.jsonl", "[1]\n", "line 1: expected an object with path, text"),
         ("m.jsonl", '{"path": "a"}\n', "no column text; it has path"),
@@ -315,7 +346,6 @@ def test_manifest_tsv_and_jsonl_say_the_same(tmp_path):
             "line 2: 'split' is not",
         ),
         ("m.jsonl", '{"path": "a", "text": 3}\n', "line 1: text is 3, expected a string"),
-        ("m.csv", "path,text\na,b\n", "1 recordings leave none for"),
     ],
 )
 def test_manifest_that_is_not_right(tmp_path, name, text, message):
@@ -327,25 +357,6 @@ def test_manifest_that_is_not_right(tmp_path, name, text, message):
 def test_manifest_that_is_not_there(tmp_path):
     with pytest.raises(PipelineError, match=r"none\.csv: no such file"):
         read_manifest(tmp_path / "none.csv")
-
-
-def test_manifest_without_splits_is_split_by_speaker(tmp_path):
-    rows = "".join(f"{speaker}-{i}.wav,x,speaker{speaker}\n" for speaker in range(20) for i in range(5))
-    corpus = read_manifest(tmp_path / "m.csv", "path,text,speaker\n" + rows)
-    speakers = {split: {item.speaker for item in items} for split, items in corpus.splits.items()}
-    assert {split: len(names) for split, names in speakers.items()} == {"test": 2, "validation": 1, "train": 17}
-    assert len(set.union(*speakers.values())) == 20
-
-
-def test_manifest_with_few_speakers_is_split_item_by_item(tmp_path):
-    header, rows = "path,text,speaker\n", [f"{i}.wav,x,speaker{i % 9}\n" for i in range(1000)]
-    corpus = read_manifest(tmp_path / "m.csv", header + "".join(rows))
-    assert len(corpus.splits["test"]) == pytest.approx(100, abs=30)
-    assert len(corpus.splits["validation"]) == pytest.approx(50, abs=22)
-    more = read_manifest(tmp_path / "m.csv", header + "".join(rows[:700]) + "new.wav,x,speaker1\n")
-    for split, items in more.splits.items():
-        assert {item.id for item in items} - {"new.wav"} <= {item.id for item in corpus.splits[split]}
-    assert read_manifest(tmp_path / "m.csv", test_fraction=0, validation_fraction=0).splits.keys() == {"train"}
 
 
 # What they share

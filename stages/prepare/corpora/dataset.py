@@ -1,21 +1,30 @@
 """Any dataset of the `datasets` library: of the hub, saved to disk, or a folder of Parquet and the like."""
 
+from collections.abc import Collection
+from pathlib import Path
+
 from cache.errors import PipelineError
 from stages.prepare.corpora import rows
-from stages.prepare.items import Corpus
+from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.splits import with_all_splits
+from stages.prepare.items import SPLITS, Corpus
 from stages.prepare.settings import DatasetSettings
 
 USUAL_NAMES = {"train": ["train"], "validation": ["validation", "dev", "valid", "val"], "test": ["test"]}
 
 
-def read(settings: DatasetSettings, language: str) -> Corpus:
+def read(settings: DatasetSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
     """`language` is not looked at: `config` says which part of the dataset to take."""
     options = {"name": settings.config, "revision": settings.revision}
     loaded = rows.load(settings.path, **options)
     columns = rows.Columns(settings.audio_column, settings.text_column, settings.speaker_column)
     name = "/".join(part for part in (settings.path, settings.config) if part)
+    places = Places(Path(settings.path) if Path(settings.path).is_dir() else Path())
     splits = _splits(settings, list(loaded))
-    return Corpus({ours: rows.items(loaded[theirs], columns, f"{name}/{theirs}") for ours, theirs in splits.items()})
+    if set(wanted) <= splits.keys():
+        splits = {ours: theirs for ours, theirs in splits.items() if ours in wanted}
+    found = {ours: rows.items(loaded[theirs], columns, f"{name}/{theirs}", places) for ours, theirs in splits.items()}
+    return with_all_splits(Corpus(found, notes=places.notes()), settings.shares)
 
 
 def _splits(settings: DatasetSettings, found: list[str]) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """FLEURS: read sentences in 102 languages, as released (TSV files and folders of WAV) or as the hub's Parquet."""
 
+from collections.abc import Collection
+from pathlib import Path
+
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora import rows
-from stages.prepare.corpora.tables import read_raw_tsv
-from stages.prepare.items import Corpus, Item, unique_ids
+from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.splits import with_all_splits
+from stages.prepare.corpora.tables import TAB, read_table
+from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
 from stages.prepare.settings import FleursSettings
 
 REPOSITORY = "google/fleurs"
 REVISION = "refs/convert/parquet"  # its main branch needs a loading script, which `datasets` no longer runs
-HUB_SPLITS = ("train", "validation", "test")
 FILES = {"train": "train", "validation": "dev", "test": "test"}
 COLUMNS = ["id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender"]
 
@@ -29,20 +33,22 @@ CONFIGS = {name.partition("_")[0]: name for name in _COUNTRIES.split()} | {
 }  # fmt: skip
 
 
-def read(settings: FleursSettings, language: str) -> Corpus:
+def read(settings: FleursSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
     config = CONFIGS.get(language)
     if config is None:
         raise PipelineError(f"FLEURS has no language '{language}'; it has {' '.join(sorted(CONFIGS))}")
-    return _from_hub(settings, config) if settings.path is None else _from_release(settings.path, settings.text, config)
+    if settings.path is None:
+        return _from_hub(settings, config, wanted)
+    return with_all_splits(_from_release(settings.path, settings.text, config), settings.shares)
 
 
-def _from_hub(settings: FleursSettings, config: str) -> Corpus:
-    files = {split: f"{config}/{split}/*.parquet" for split in HUB_SPLITS}
+def _from_hub(settings: FleursSettings, config: str, wanted: Collection[str]) -> Corpus:
+    """Only the files of the `wanted` splits are fetched: a further test needs a tenth of the whole."""
+    files = {split: f"{config}/{split}/*.parquet" for split in FILES if split in wanted}
     loaded = rows.load(REPOSITORY, revision=REVISION, data_files=files)
     columns = rows.Columns("audio", settings.text, None, "id")
-    return Corpus(
-        {split: rows.items(dataset, columns, f"{REPOSITORY}/{config}/{split}") for split, dataset in loaded.items()}
-    )
+    name, places = f"{REPOSITORY}/{config}", Places(Path())
+    return Corpus({split: rows.items(found, columns, f"{name}/{split}", places) for split, found in loaded.items()})
 
 
 def _from_release(path: AnyPath, text: str, config: str) -> Corpus:
@@ -53,7 +59,7 @@ def _from_release(path: AnyPath, text: str, config: str) -> Corpus:
     for split, name in FILES.items():
         if (folder / f"{name}.tsv").is_file():
             audio = _audio_folder(folder, name)
-            lines = read_raw_tsv(folder / f"{name}.tsv", COLUMNS)
+            lines = read_table(folder / f"{name}.tsv", TAB, [], COLUMNS).rows
             splits[split] = unique_ids([_item(folder, audio, line, line[text]) for line in lines])
     return Corpus(splits)
 

@@ -1,69 +1,86 @@
 """One's own recordings: a CSV, TSV or JSON lines file with `path` and `text`, and perhaps `speaker`, `split`, `id`."""
 
 import json
-from collections import Counter
+from typing import Any
 
-from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.prepare.corpora.tables import read_csv, read_text, require_columns
-from stages.prepare.items import Corpus, Item, split_by_group, stable_hash, unique_ids
+from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.splits import with_all_splits
+from stages.prepare.corpora.tables import TAB, read_table, read_text, require_columns
+from stages.prepare.items import Corpus, Item, unique_ids
 from stages.prepare.settings import ManifestSettings
 
 REQUIRED, OPTIONAL = ["path", "text"], ["speaker", "split", "id"]
+ADVICE = ": name them by --columns path=…,text=… (in the parameters `columns`)"
 SPLIT_NAMES = {
     "train": "train", "test": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-FEWEST_SPEAKERS = 10  # below that, splitting by speaker would give splits of wildly different sizes
 
 
 def read(settings: ManifestSettings, language: str) -> Corpus:
     """`language` is not looked at: a manifest is of one language."""
-    rows = _rows(settings.path)
+    rows = _rows(settings)
     if not rows:
         raise PipelineError(f"{settings.path}: no recordings listed, expected one a line")
-    items = [_item(settings.path.parent, row) for row in rows]
-    names = _given_splits(settings.path, rows) if "split" in rows[0] else _made_splits(settings, items)
-    splits = {}
-    for split in dict.fromkeys(names):
-        chosen = [item for item, name in zip(items, names, strict=True) if name == split]
-        splits[split] = unique_ids(chosen)
-    return Corpus(splits)
+    places = Places(settings.path.parent)
+    splits: dict[str, list[Item]] = {}
+    for row in rows:
+        splits.setdefault(_split(settings.path, row), []).append(_item(places, row))
+    found = Corpus({split: unique_ids(items) for split, items in splits.items()}, notes=places.notes())
+    return with_all_splits(found, settings.shares)
 
 
-def _rows(path: AnyPath) -> list[dict[str, str]]:
+def _rows(settings: ManifestSettings) -> list[dict[str, str]]:
+    """By our names of the columns."""
+    path = settings.path
+    names = {name: name for name in REQUIRED + OPTIONAL} | {str(ours): name for ours, name in settings.columns.items()}
+    wanted = [names[name] for name in (*REQUIRED, *settings.columns)]
     match path.suffix.lower():
         case ".csv":
-            rows = read_csv(path, ",")
+            found = read_table(path, f",;{TAB}", wanted, advice=ADVICE).rows
         case ".tsv":
-            rows = read_csv(path, "\t")
-        case ".jsonl":
-            rows = _read_jsonl(path)
+            found = read_table(path, f"{TAB},;", wanted, advice=ADVICE).rows
+        case ".jsonl" | ".json" | ".ndjson":
+            return _read_jsonl(path, names, wanted)
         case other:
-            raise PipelineError(f"{path}: a manifest ends in .csv, .tsv or .jsonl, not in '{other}'")
-    for row in rows[:1]:
-        require_columns(path, list(row), REQUIRED)
-    return rows
+            raise PipelineError(f"{path}: a manifest ends in .csv, .tsv, .jsonl or .json, not in '{other}'")
+    return [{ours: row[theirs] for ours, theirs in names.items() if theirs in row} for row in found]
 
 
-def _read_jsonl(path: AnyPath) -> list[dict[str, str]]:
+def _read_jsonl(path: AnyPath, names: dict[str, str], wanted: list[str]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
+    seen: dict[str, None] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PipelineError(f"{where}: not valid JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise PipelineError(f"{where}: expected an object with {', '.join(REQUIRED)}")
-        row = {name: row[name] for name in REQUIRED + OPTIONAL if row.get(name) is not None}
+        found = _json_object(where, line)
+        row = {ours: found[theirs] for ours, theirs in names.items() if found.get(theirs) is not None}
         if rows:
             _same_columns(where, row, rows[0])
+        else:
+            require_columns(path, _given(found), [names[name] for name in REQUIRED], ADVICE)
         rows.append({name: _string(where, name, value) for name, value in row.items()})
+        seen |= dict.fromkeys(_given(found))
+    if rows:
+        require_columns(path, list(seen), wanted, ADVICE)
     return rows
+
+
+def _given(row: dict[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if value is not None]
+
+
+def _json_object(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise PipelineError(f"{where}: not valid JSON ({error}), expected an object on each line") from None
+    if not isinstance(row, dict):
+        raise PipelineError(f"{where}: expected an object with {', '.join(REQUIRED)}")
+    return row
 
 
 def _same_columns(where: str, row: dict, first: dict) -> None:
@@ -75,52 +92,31 @@ def _same_columns(where: str, row: dict, first: dict) -> None:
 
 
 def _string(where: str, name: str, value: object) -> str:
+    """Speakers and ids may be numbers."""
+    if name in ("speaker", "id") and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         raise PipelineError(f"{where}: {name} is {value!r}, expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PipelineError(f"{where}: {name} is not valid Unicode, correct it") from None
     return value
 
 
-def _item(folder: AnyPath, row: dict[str, str]) -> Item:
+def _item(places: Places, row: dict[str, str]) -> Item:
     path, speaker = row["path"], row.get("speaker", "")
     item_id = row.get("id") or path
-    return Item(item_id, storage.join(folder, path), row["text"], speaker, speaker or item_id, path)
+    return Item(item_id, places.find(path), row["text"], speaker, speaker or item_id, path)
 
 
-def _given_splits(path: AnyPath, rows: list[dict[str, str]]) -> list[str]:
-    names = []
-    for row in rows:
-        name = SPLIT_NAMES.get(row["split"].strip().lower())
-        if name is None:
-            raise PipelineError(
-                f"{path}: split of {row['path']} is '{row['split']}', expected one of {', '.join(SPLIT_NAMES)}"
-            )
-        names.append(name)
-    return names
-
-
-def _made_splits(settings: ManifestSettings, items: list[Item]) -> list[str]:
-    """By speaker where there are enough of them, else item by item; the same on every machine and in every run."""
-    shares = {"test": settings.test_fraction, "validation": settings.validation_fraction}
-    speakers = Counter(item.speaker for item in items if item.speaker)
-    if len(speakers) >= FEWEST_SPEAKERS:
-        by_group = split_by_group(dict(Counter(item.group for item in items)), shares)
-        names = [by_group[item.group] for item in items]
-    else:
-        names = [_by_chance(item.id, shares) for item in items]
-    wanted = ["train", *(split for split, share in shares.items() if share > 0)]
-    if missing := [split for split in wanted if split not in names]:
+def _split(path: AnyPath, row: dict[str, str]) -> str:
+    """Ours for the row's own name; training, of which the others are drawn, where the manifest gives none."""
+    if "split" not in row:
+        return "train"
+    name = SPLIT_NAMES.get(row["split"].strip().lower())
+    if name is None:
         raise PipelineError(
-            f"{settings.path}: {len(items)} recordings leave none for {', '.join(missing)}: "
-            "give a `split` column, or other values of test_fraction and validation_fraction (0: no such split)"
+            f"{path}: split of {row['path']} is '{row['split']}', expected one of {', '.join(SPLIT_NAMES)}"
         )
-    return names
-
-
-def _by_chance(item_id: str, shares: dict[str, float]) -> str:
-    """An item keeps its split whatever else is added to the manifest."""
-    position = stable_hash(item_id) / 2**64
-    for split, share in shares.items():
-        if position < share:
-            return split
-        position -= share
-    return "train"
+    return name

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cache.errors import PipelineError
+from stages.prepare.corpora.places import Places
 from stages.prepare.items import Item, unique_ids
 
 BATCH = 1_000  # rows looked at together
@@ -35,7 +36,11 @@ def load(path: str, **options: Any) -> dict[str, Any]:
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         # The library turns files into rows only with torchcodec, though it reads rows without.
-        hint = "; or list the files in a CSV and use `corpus: manifest`" if "torchcodec" in reason else ""
+        hint = (
+            "; or read its table of files by `--corpus manifest --path FOLDER/metadata.csv --columns path=file_name`"
+            if "torchcodec" in reason
+            else ""
+        )
         raise PipelineError(f"dataset {path} cannot be loaded: {reason}{hint}") from None
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
@@ -44,21 +49,24 @@ def _saved_to_disk(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def items(dataset: Any, columns: Columns, source: str) -> list[Item]:
-    """source: what stands before the row's number in ids and addresses."""
+def items(dataset: Any, columns: Columns, source: str, places: Places) -> list[Item]:
+    """source: what stands before the row's number in ids and addresses. places: where relative paths are seen from."""
     wanted = [name for name in (columns.audio, columns.text, columns.speaker, columns.group) if name is not None]
     missing = [name for name in wanted if name not in dataset.column_names]
     if missing:
-        raise PipelineError(f"{source}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}")
+        raise PipelineError(
+            f"{source}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}: name them by "
+            "--columns audio=…,text=… (in the parameters audio_column, text_column, speaker_column)"
+        )
     # Arrow tables are the columns as stored: nothing is decoded, and audio stays on disk until it is asked for.
     stored = dataset.with_format("arrow")
     result: list[Item] = []
     for batch in stored.select_columns(wanted).iter(BATCH):
-        result += _batch_items(stored, batch, columns, source, first=len(result))
+        result += _batch_items(stored, batch, columns, source, first=len(result), places=places)
     return unique_ids(result)
 
 
-def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, first: int) -> list[Item]:
+def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, first: int, places: Places) -> list[Item]:
     texts = batch.column(columns.text).to_pylist()
     speakers = batch.column(columns.speaker).to_pylist() if columns.speaker else [None] * len(texts)
     groups = batch.column(columns.group).to_pylist() if columns.group else speakers
@@ -68,7 +76,8 @@ def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, fi
         zip(texts, speakers, groups, sizes, paths, strict=True), first
     ):
         item_id = f"{source.rpartition('/')[2]}-{row:07d}"
-        audio = partial(_bytes, stored, columns.audio, row) if size is not None or path is None else Path(path)
+        held = size is not None or path is None
+        audio = partial(_bytes, stored, columns.audio, row) if held else places.find(str(path))
         where = f"{source}/{row}" + (f"/{Path(path).name}" if path else "")
         result.append(Item(item_id, audio, _text(text), _text(speaker), _text(group) or item_id, where, size))
     return result
