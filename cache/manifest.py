@@ -41,10 +41,17 @@ def check_entry(entry: Any, path: AnyPath) -> None:
 def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
     """What the stages add to an entry."""
     numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
-    rows = entry.get("left_out", [])
-    good = isinstance(rows, list) and all(
-        isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "reason", "detail"))
-        for row in rows
+    rows, batch_size = entry.get("left_out", []), entry.get("batch_size", 1)
+    good = (
+        type(batch_size) is int
+        and batch_size >= 1
+        and isinstance(rows, list)
+        and all(
+            isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "reason", "detail"))
+            for row in rows
+        )
     )
     if not good or not all(isinstance(number, int | float) for number in numbers):
-        raise PipelineError(f"{path}: the entry of {entry['name']} has seconds, tokens or left_out of a wrong type")
+        raise PipelineError(
+            f"{path}: the entry of {entry['name']} has seconds, tokens, batch_size or left_out of a wrong type"
+        )

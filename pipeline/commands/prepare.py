@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 from cache.errors import PipelineError
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, say
+from pipeline.errors import each
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
 from stages.prepare.run import prepare as prepare_corpus
@@ -13,22 +14,30 @@ from stages.prepare.settings import CorpusSettings
 
 
 def prepare(params: Params, languages: list[str], corpus: str | None, path: str | None, restart: bool) -> None:
-    for language in chosen(params, languages):
-        own = _own_corpus(params, language, corpus, path)
-        further = {} if corpus else params.further_tests
-        for settings, suffix in [(own, ""), *((settings, f"@{name}") for name, settings in further.items())]:
-            out = params.paths.utterances / language
-            with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
-                splits = prepare_corpus(
-                    settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
-                )
-            for split in splits:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())
-                say(
-                    f"{split.folder}: {split.utterances} utterances, {split.seconds / 3600:.2f} h"
-                    + (f"; left out: {reasons}, see {split.folder / LEFT_OUT}" if reasons else "")
-                    + (f"; {split.not_selected} not selected" if split.not_selected else "")
-                )
+    further = [] if corpus else list(params.further_tests)
+
+    def prepare_one(item: tuple[str, str | None]) -> None:
+        language, test = item
+        settings = params.further_tests[test] if test else _own_corpus(params, language, corpus, path)
+        _prepare(params, language, settings, f"@{test}" if test else "", restart)
+
+    items = [(language, test) for language in chosen(params, languages) for test in [None, *further]]
+    each(items, lambda item: f"{item[0]} {item[1] or ''}".strip(), prepare_one)
+
+
+def _prepare(params: Params, language: str, settings: CorpusSettings, suffix: str, restart: bool) -> None:
+    out = params.paths.utterances / language
+    with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
+        splits = prepare_corpus(
+            settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
+        )
+    for split in splits:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())
+        say(
+            f"{split.folder}: {split.utterances} utterances, {split.seconds / 3600:.2f} h"
+            + (f"; left out: {reasons}, see {split.folder / LEFT_OUT}" if reasons else "")
+            + (f"; {split.not_selected} not selected" if split.not_selected else "")
+        )
 
 
 def _own_corpus(params: Params, language: str, corpus: str | None, path: str | None) -> CorpusSettings:
