@@ -74,10 +74,12 @@ KILLER = """
         import webdataset  # once, not in every child
     from test_shards import make
 
+    traced = os.path.join({paths!r}[1], "cache")
+
     def dies_at(line):
         left = [line]
         def trace(frame, event, arg):
-            if Path(frame.f_code.co_filename).parent != Path({paths!r}[1]) / "cache":
+            if os.path.dirname(frame.f_code.co_filename) != traced:
                 return None
             left[0] -= event == "line"
             if left[0] <= 0:
