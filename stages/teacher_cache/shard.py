@@ -243,7 +243,8 @@ class ShardScorer:
         features = self._features(shard, batch.rows) if batch.features is None else batch.features
         encoded_BSD = self.scorer.encode(features)
         heard = self.transcriber.decode(encoded_BSD) if self.transcriber else None
-        targets, left_out = [shard.targets[row] for row in batch.rows], {}
+        targets = [shard.targets[row] for row in batch.rows]
+        left_out: dict[int, tuple[str, str]] = {}
         if heard and self.settings.targets == "pseudo":
             targets = [transcript.tokens for transcript in heard]
             reasons = [_unusable(transcript, self.job.tokens) for transcript in heard]
