@@ -1,5 +1,23 @@
-"""The one error type for anything that a user, a file or a configuration can cause."""
+"""The one error type for anything that a user, a file or a configuration can cause; and how running out of memory shows."""
+
+import errno
+import re
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|(can't|cannot) allocate memory|bad_alloc|ALLOC_FAILED|could not create a primitive"
+    r"|can't start new thread",
+    re.IGNORECASE,
+)
 
 
 class PipelineError(ValueError):
     """Its text is one line: what was found, what was expected, what to do. The command line prints just that."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells by type or text whether the memory of the host or of a device did not suffice: libraries have no common type."""
+    if isinstance(error, PipelineError):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | OSError | ImportError) and bool(_OUT_OF_MEMORY.search(str(error)))

@@ -16,6 +16,16 @@ from cache.storage import AnyPath, RemotePath, StorageError
 TEMPORARY = ".tmp-"
 
 
+def download_folder() -> Path:
+    """$PIPELINE_CACHE, or the user's cache folder. What is in it can be removed at any time, and is fetched again."""
+    if chosen := os.environ.get("PIPELINE_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if not base.is_absolute():  # the XDG specification: such a value counts as none
+        base = Path("~/.cache").expanduser()
+    return base / "whisper-offline-distillation"
+
+
 @contextmanager
 def atomic_path(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on a clean exit it is fsynced and takes the name, else it is removed.
@@ -104,7 +114,8 @@ def fsync_folder(folder: Path) -> None:
 
 def write_text(path: AnyPath, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a file name that is not UTF-8 has characters which UTF-8 lacks: in JSON this is their escape
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: AnyPath, value: Any) -> None:
@@ -118,7 +129,7 @@ def write_jsonl(path: AnyPath, rows: list[dict[str, Any]]) -> None:
 def append_text(path: AnyPath, text: str) -> None:
     """Adds to a file that one process alone writes; in a store, where nothing can be added, the file is written anew."""
     if isinstance(path, Path):
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     else:
         write_text(path, (path.read_text(encoding="utf-8") if path.exists() else "") + text)

@@ -42,12 +42,14 @@ def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
     """What the stages add to an entry."""
     numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
     lists = [entry.get(name, []) for name in ("left_out", "noticed")]
+    batch_size = entry.get("batch_size", 1)
     good = all(isinstance(rows, list) for rows in lists) and all(
         isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "reason", "detail"))
         for rows in lists
         for row in rows
     )
+    good = good and type(batch_size) is int and batch_size >= 1
     if not good or not all(isinstance(number, int | float) for number in numbers):
         raise PipelineError(
-            f"{path}: the entry of {entry['name']} has seconds, tokens, left_out or noticed of a wrong type"
+            f"{path}: the entry of {entry['name']} has seconds, tokens, batch_size, left_out or noticed of a wrong type"
         )

@@ -1,6 +1,5 @@
 """The `pipeline` command: one subcommand per stage. Defaults come from params.yaml, flags override them."""
 
-import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,18 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cache.errors import PipelineError
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
-from pipeline.options import examples, lang_option, params_of, printable, restart_option
+from pipeline.errors import Commands, run
+from pipeline.options import examples, lang_option, params_of, restart_option
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 
 
 @click.group(
+    cls=Commands,
     epilog=examples("pipeline --set train.epochs=3 train-student --lang cs"),
     context_settings={"show_default": True},
 )
@@ -109,28 +109,9 @@ cli.add_command(experts_group)
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. What goes wrong is one line on standard error."""
-    try:
-        if status := cli.main(standalone_mode=False):  # of ctx.exit()
-            sys.exit(status)
-    except click.ClickException as error:
-        _end(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _end("interrupted; the same command goes on where it was", 130)
-    except PipelineError as error:
-        _end(str(error), 1)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        hint = (
-            ": free some space, then run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        )
-        _end(f"{error.filename or 'file system'}: {error.strerror}{hint}", 1)
-
-
-def _end(message: str, status: int) -> None:
-    print(f"pipeline: {printable(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(status)
+    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. What goes wrong is one line."""
+    if status := run(lambda: cli.main(standalone_mode=False)):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

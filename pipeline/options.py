@@ -1,6 +1,7 @@
 """What the command line's modules share."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,12 +28,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def print_json(value: Any) -> None:
+    """Prints letters as they are where the console's encoding has them all, else as JSON's escapes."""
+    letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not letters, indent=2))
+
+
 def print_facts(
     found: list[dict[str, Any]], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
 ) -> None:
-    """Each folder's facts, as JSON or under its name as the `lines` (name, text) that are made of them."""
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+    """Prints each folder's facts, as JSON or under its name as the `lines` (name, text) that are made of them."""
+    if as_json and found:
+        print_json(found)
         return
     for each in found:
         print(printable(each["folder"]))

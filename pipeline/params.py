@@ -63,6 +63,8 @@ class Params(_Settings):
 def load_params(path: Path, overrides: dict[str, Any]) -> Params:
     """The file's parameters with `overrides` (dotted names) on top; the defaults where there is no file.
 
+    What a method changes of `train` in the file counts less than an override of `train`, and one of `methods` most.
+
     Raises PipelineError naming the file, the field, what was found and what was expected.
     """
     values: dict[str, Any] = {}
@@ -74,8 +76,21 @@ def load_params(path: Path, overrides: dict[str, Any]) -> Params:
     if not isinstance(values, dict):
         raise PipelineError(f"{path}: holds a {type(values).__name__}, expected names with values")
     for name, value in overrides.items():
+        _override_methods(values, name, value)
+    for name, value in overrides.items():
         _set(values, name, value)
     return checked(Params, values, str(path))
+
+
+def _override_methods(values: dict[str, Any], name: str, value: Any) -> None:
+    """Drops what the file's `methods` change of `train` where `name` overrides the same of `train`."""
+    section, _, field = name.partition(".")
+    fields = {field} if field else set(value) if isinstance(value, dict) else set()
+    groups = values.get("methods") if section == "train" else None
+    for methods in groups.values() if isinstance(groups, dict) else ():
+        for changes in methods.values() if isinstance(methods, dict) else ():
+            for changed in fields.intersection(changes) if isinstance(changes, dict) else ():
+                del changes[changed]
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

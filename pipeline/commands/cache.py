@@ -1,6 +1,5 @@
 """pipeline cache info, verify, convert, diff"""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,8 @@ from cache.facts import facts
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
-from pipeline.options import print_facts, printable
+from pipeline.errors import each
+from pipeline.options import print_facts, print_json, printable
 from pipeline.progress import ProgressReport
 from stages.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -33,11 +33,16 @@ MADE_WITH = (
 
 
 def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
-    found = []
-    for folder in folders:
+    found: list[dict[str, Any]] = []
+
+    def look(folder: AnyPath) -> None:
         with ProgressReport(f"cache info {folder}", "records") as progress:
             found.append(facts(open_shards(folder), progress))
-    print_facts(found, as_json, _lines)
+
+    try:
+        each(folders, str, look)
+    finally:
+        print_facts(found, as_json, _lines)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -125,7 +130,7 @@ def diff(first: AnyPath, second: AnyPath, as_json: bool) -> bool:
     with ProgressReport(f"cache diff {first} {second}", "records") as progress:
         found = compare(*readers, progress)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
     else:
         for line in _differences(found):
             print(printable(line))

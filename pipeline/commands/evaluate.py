@@ -1,8 +1,11 @@
 """pipeline evaluate"""
 
+import torch
+
 from cache.errors import PipelineError
 from cache.files import read_json
 from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source
+from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import evaluate as evaluate_split
@@ -13,20 +16,30 @@ def evaluate(
     params: Params, languages: list[str], systems: list[str], further: str | None, base: str | None = None
 ) -> None:
     device = chosen_device(params)
-    for language in chosen(params, languages):
-        split = f"test@{further}" if further else "test"
-        utterances = params.paths.utterances / language / split
-        for system in systems or _systems(params, language):
-            source = _source(params, language, system)
-            model = load_any(source, params.audio_window_s, base)
-            out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
-            with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
-                metrics = evaluate_split(
-                    model, utterances, language, system, out, params.evaluate, device, source, progress.audio
-                )
-            say(
-                f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"
-            )
+
+    def evaluate_one(item: tuple[str, str]) -> None:
+        _evaluate(params, *item, further, base, device)
+
+    items = [
+        (language, system) for language in chosen(params, languages) for system in systems or _systems(params, language)
+    ]
+    each(items, " ".join, evaluate_one)
+
+
+def _evaluate(
+    params: Params, language: str, system: str, further: str | None, base: str | None, device: torch.device
+) -> None:
+    utterances = params.paths.utterances / language / (f"test@{further}" if further else "test")
+    source = _source(params, language, system)
+    model = load_any(source, params.audio_window_s, base)
+    out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
+    with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
+        metrics = evaluate_split(
+            model, utterances, language, system, out, params.evaluate, device, source, progress.audio
+        )
+    say(
+        f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"
+    )
 
 
 def _systems(params: Params, language: str) -> list[str]:

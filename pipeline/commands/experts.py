@@ -9,6 +9,7 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
+from pipeline.errors import each
 from pipeline.options import print_facts
 from pipeline.progress import ProgressReport
 from stages.student import experts
@@ -76,7 +77,11 @@ def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
 
 
 def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
-    print_facts([facts(folder) for folder in folders], as_json, _lines)
+    found: list[dict[str, Any]] = []
+    try:
+        each(folders, str, lambda folder: found.append(facts(folder)))
+    finally:
+        print_facts(found, as_json, _lines)
 
 
 def facts(folder: AnyPath) -> dict[str, Any]:

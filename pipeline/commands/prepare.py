@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from cache.errors import PipelineError
 from cache.shards import LEFT_OUT, NOTICED
 from pipeline.commands.common import chosen, say
+from pipeline.errors import each
 from pipeline.options import printable
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
@@ -29,19 +30,27 @@ class CorpusChoice:
 
 
 def prepare(params: Params, languages: list[str], choice: CorpusChoice, restart: bool) -> None:
-    for language in chosen(params, languages):
-        own = _own_corpus(params, language, choice)
-        further = {} if choice.corpus else params.further_tests
-        for settings, suffix in [(own, ""), *((settings, f"@{name}") for name, settings in further.items())]:
-            out = params.paths.utterances / language
-            with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
-                splits = prepare_corpus(
-                    settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
-                )
-            for split in splits:
-                _say_split(split)
-            for note in splits[0].notes:
-                say(f"{out}: {printable(note)}")
+    further = [] if choice.corpus else list(params.further_tests)
+
+    def prepare_one(item: tuple[str, str | None]) -> None:
+        language, test = item
+        settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
+        _prepare(params, language, settings, f"@{test}" if test else "", restart)
+
+    items = [(language, test) for language in chosen(params, languages) for test in [None, *further]]
+    each(items, lambda item: f"{item[0]} {item[1] or ''}".strip(), prepare_one)
+
+
+def _prepare(params: Params, language: str, settings: CorpusSettings, suffix: str, restart: bool) -> None:
+    out = params.paths.utterances / language
+    with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
+        splits = prepare_corpus(
+            settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
+        )
+    for split in splits:
+        _say_split(split)
+    for note in splits[0].notes:
+        say(f"{out}: {printable(note)}")
 
 
 def _say_split(split: SplitSummary) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
+from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.teacher_cache.cluster import cache_teacher_on_ray
@@ -14,22 +15,18 @@ from stages.whisper.models import find_model
 
 
 def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
+    each(chosen(params, languages), str, lambda language: _teacher_cache(params, language, restart))
+
+
+def _teacher_cache(params: Params, language: str, restart: bool) -> None:
+    utterances = params.paths.utterances / language / "train"
+    out = params.paths.teacher / language / "train"
+    teacher = teacher_source(params, language)
+    task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out)
     cache = on_ray if params.cluster.engine == "ray" else here
-    for language in chosen(params, languages):
-        utterances = params.paths.utterances / language / "train"
-        out = params.paths.teacher / language / "train"
-        task = Task(
-            teacher_source(params, language),
-            params.student,
-            params.audio_window_s,
-            language,
-            params.teacher_cache,
-            utterances,
-            out,
-        )
-        with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
-            manifest = cache(task, params, restart, progress.audio)
-        say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
+    with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
+        manifest = cache(task, params, restart, progress.audio)
+    say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
 
 
 def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import click
 from cache.files import write_json
 from cache.storage import AnyPath
 from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, say
+from pipeline.errors import each
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
 from stages.train_student.processes import Processes, join_processes, leave_processes
@@ -26,13 +27,18 @@ def train_student(
     if together and len(languages) < 2:
         raise click.UsageError(f"--together needs several languages, found {languages[0]} alone: name them with --lang")
     processes = joined(params)
-    for group in [languages] if together else [[language] for language in languages]:
-        for method in methods:
-            listed = {**params.methods.from_transcripts, **params.methods.from_teacher}.get(method, {})
-            settings = train_settings(params, {**listed, **changes}, f"train, for method {method}")
-            sources = [_source(params, language, method, params.paths.models / language / method) for language in group]
-            out = params.paths.models / "+".join(group) / method
-            _train(params, method, params.student, sources, out, settings, restart, processes)
+
+    def train_one(item: tuple[list[str], Method]) -> None:
+        group, method = item
+        listed = {**params.methods.from_transcripts, **params.methods.from_teacher}.get(method, {})
+        settings = train_settings(params, {**listed, **changes}, f"train, for method {method}")
+        sources = [_source(params, language, method, params.paths.models / language / method) for language in group]
+        out = params.paths.models / "+".join(group) / method
+        _train(params, method, params.student, sources, out, settings, restart, processes)
+
+    groups = [languages] if together else [[language] for language in languages]
+    runs = [(group, method) for group in groups for method in methods]
+    each(runs, lambda item: f"{'+'.join(item[0])} {item[1]}", train_one, alone=processes.count == 1)
     leave_processes()
 
 
@@ -43,7 +49,8 @@ def _source(params: Params, language: str, method: Method, out: AnyPath) -> Sour
 
 def adapt_teacher(params: Params, languages: list[str], restart: bool) -> None:
     processes = joined(params)
-    for language in chosen(params, languages):
+
+    def adapt_one(language: str) -> None:
         out = adapted_teacher(params, language)
         if params.teacher.adapt is not None:
             sources = [_source(params, language, "full", out)]
@@ -52,6 +59,8 @@ def adapt_teacher(params: Params, languages: list[str], restart: bool) -> None:
             whisper = load(params.teacher.model, params.audio_window_s)
             write_json(out / TEACHER_POINTER, {"model": params.teacher.model, "weights": whisper.fingerprint})
             say(f"{language}: {params.teacher.model} teaches as it is")
+
+    each(chosen(params, languages), str, adapt_one, alone=processes.count == 1)
     leave_processes()
 
 

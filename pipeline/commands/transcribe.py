@@ -5,6 +5,7 @@ import click
 from cache import storage
 from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, load_any, say
+from pipeline.errors import each
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.lora import is_lora_folder, read_lora_config
@@ -17,14 +18,16 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
     if language is None:
         raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
     device = chosen_device(params)
-    model = load_any(source, base=base)
-    for path in paths:
+    model, how = load_any(source, base=base), params.evaluate
+
+    def transcribe_one(path: str) -> None:
         if len(paths) > 1:
-            print(f"{path}:")
-        how = params.evaluate
+            print(f"{path}:", flush=True)
         for said in transcribe_file(model, storage.path(path), language, device, how.dtype, how.cut_loops, say):
             if said.text:
                 print(said.text, flush=True)
+
+    each(paths, str, transcribe_one)
 
 
 def _language(folder: AnyPath) -> str | None:

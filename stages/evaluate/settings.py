@@ -9,7 +9,7 @@ class EvaluateSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int = Field(16, ge=1)
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     cut_loops: bool = Field(
         True, description="end a text that repeats itself after one copy of the piece; false: as in the literature"
     )

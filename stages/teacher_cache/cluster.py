@@ -50,6 +50,8 @@ def cache_teacher_on_ray(
             waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
             for entry in pool.run(waiting, Done(progress, source, writer).add):
                 _check_seen(task.out, entry)
+                if entry["batch_size"] < task.settings.batch_size:
+                    say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")
                 writer.record(entry)
     remove_temporaries(task.out)  # of workers that died
     return finish(writer)

@@ -79,6 +79,7 @@ def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
         "seconds": source.shards[shard.index]["seconds"],
         "word_errors": sum(record["word_errors"] for record in heard),
         "words": sum(record["words"] for record in heard),
+        "batch_size": shard.batch_size,
         "left_out": shard.left_out,
     }
 

@@ -19,7 +19,7 @@ class TeacherCacheSettings(BaseModel):
     top_k: int = Field(64, ge=1, le=4096, description="... and at most so many; the rest is kept as one mass")
     bits: int = Field(7, ge=4, le=8, description="of a stored probability")
     batch_size: int = Field(16, ge=1)
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     format: Literal["parquet", "webdataset"] = "parquet"
 
     @property

@@ -1,5 +1,6 @@
 """From the utterances of a shard to the records of its side-car shard."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.errors import PipelineError
+from cache.errors import PipelineError, is_out_of_memory
 from cache.shards import ShardReader
 from stages import scoring
 from stages.audio import decode_flac, is_silent
@@ -21,6 +22,7 @@ from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper, fast_products, round_weights, tokenizer_fingerprint
 from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 
+log = logging.getLogger(__name__)
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
 NOTHING = {
     "targets": np.empty(0, np.uint16),
@@ -39,6 +41,7 @@ class ScoredShard:
     records: list[dict[str, Any]]  # in the utterances' order; one that was left out has no targets
     left_out: list[dict[str, str]]
     tail_V: np.ndarray  # (V,) float32: sum over positions of the distribution outside the kept tokens
+    batch_size: int  # the smallest in use while it was made
 
     @property
     def tokens(self) -> int:
@@ -49,8 +52,18 @@ class ScoredShard:
 class _Batch:
     shard: "_Shard"
     rows: list[int]
-    features: torch.Tensor  # (B, mels, frames)
+    features: torch.Tensor | None  # (B, mels, frames); None where they did not fit into memory
     silent: list[bool]  # by row: nothing is to be heard in it
+
+    def split(self, size: int) -> "list[_Batch]":
+        """In parts of at most `size` rows, the last one first."""
+        parts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
+        return [
+            _Batch(
+                self.shard, self.rows[part], None if self.features is None else self.features[part], self.silent[part]
+            )
+            for part in reversed(parts)
+        ]
 
 
 @dataclass
@@ -62,6 +75,7 @@ class _Shard:
     targets: list[list[int]]  # of the transcripts, by row
     waiting: int  # rows whose batch is still to come
     left_out: dict[int, tuple[str, str]]  # row -> reason, detail
+    batch_size: int  # the smallest in use while it was made
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
     tails: dict[int, np.ndarray] = field(default_factory=dict)  # by each batch's first row
 
@@ -108,7 +122,6 @@ class Job:
             "temperature": 1.0,
             "dtype": str(self.dtype).removeprefix("torch."),
             "attention": model.config._attn_implementation,
-            "batch_size": settings.batch_size,
         }
 
     def _student_prompt(self) -> list[int]:
@@ -129,6 +142,7 @@ class ShardScorer:
 
     def __init__(self, job: Job):
         self.job, self.settings, self.scorer = job, job.settings, job.scorer()
+        self.batch_size = job.settings.batch_size  # less, once a batch did not fit into memory
         round_weights(job.teacher.model.requires_grad_(False), job.dtype)
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
         self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.hears else None
@@ -152,11 +166,24 @@ class ShardScorer:
             shard = self._opened(index, utterances)
             kept = [row for row in range(len(utterances)) if row not in shard.left_out]
             by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
-            for start in range(0, max(1, len(by_length)), self.settings.batch_size):
-                rows = by_length[start : start + self.settings.batch_size]
-                clips = [decode_flac(utterances[row]["audio"], utterances[row]["seconds"]) for row in rows]
-                features = self.log_mel(clips) if clips else torch.empty(0)
-                yield _Batch(shard, rows, features, [is_silent(clip) for clip in clips])
+            start, size = 0, self.batch_size
+            while start == 0 or start < len(by_length):
+                rows = by_length[start : start + size]
+                yield _Batch(shard, rows, *self._features_if_they_fit(shard, rows))
+                start, size = start + size, self.batch_size
+
+    def _features(self, shard: _Shard, rows: list[int]) -> tuple[torch.Tensor, list[bool]]:
+        utterances = [shard.utterances[row] for row in rows]
+        clips = [decode_flac(utterance["audio"], utterance["seconds"]) for utterance in utterances]
+        return self.log_mel(clips) if clips else torch.empty(0), [is_silent(clip) for clip in clips]
+
+    def _features_if_they_fit(self, shard: _Shard, rows: list[int]) -> tuple[torch.Tensor | None, list[bool]]:
+        try:
+            return self._features(shard, rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, []  # `_score` makes them again, of fewer clips
 
     def _opened(self, index: int, utterances: list[dict]) -> _Shard:
         job = self.job
@@ -170,33 +197,71 @@ class ShardScorer:
                 left_out[row] = reason
             elif wanted and not utterance["text"]:
                 left_out[row] = "no_text", "no transcript: targets 'pseudo' would score the teacher's own"
-        return _Shard(index, utterances, targets, len(utterances) - len(left_out), left_out)
+        return _Shard(index, utterances, targets, len(utterances) - len(left_out), left_out, self.batch_size)
 
     def _length(self, shard: _Shard, row: int) -> float:
         return len(shard.targets[row]) or shard.utterances[row]["seconds"]
 
     def _score(self, batch: _Batch) -> _Batch:
-        """Puts the batch's records into its shard. The encoder runs once for each clip, also where it is transcribed first."""
+        """Puts the batch's records into its shard. A batch that does not fit into memory is done in halves, and so are
+        all that come after it.
+        """
+        waiting = [batch] if batch.rows else []
+        while waiting:
+            part = waiting.pop()
+            if len(part.rows) > self.batch_size or not self._fits(part):
+                waiting += part.split(self.batch_size)
+        batch.shard.batch_size = min(batch.shard.batch_size, self.batch_size)
+        return batch
+
+    def _fits(self, batch: _Batch) -> bool:
+        """Scores the batch, and returns whether there was memory for it."""
+        try:
+            self._score_at_once(batch)
+            return True
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # after the except clause: until its end the error holds the batch's tensors
+        self._lower(len(batch.rows), reason)
+        return False
+
+    def _lower(self, rows: int, reason: str) -> None:
+        """Halves the batch size. Raises PipelineError where it is one."""
+        if rows == 1:
+            raise PipelineError(
+                f"out of memory with teacher_cache.batch_size 1 ({reason.strip().partition(chr(10))[0]}): free some, or use "
+                "a machine with more; what is done is kept"
+            )
+        if rows // 2 < self.batch_size:
+            self.batch_size = rows // 2
+            log.warning("out of memory with a batch of %d: going on with batches of %d", rows, self.batch_size)
+        if self.job.teacher.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _score_at_once(self, batch: _Batch) -> None:
+        """The encoder runs once for each clip, also where it is transcribed first. Nothing is kept where it fails."""
         shard = batch.shard
-        if not batch.rows:
-            return batch
-        encoded_BSD = self.scorer.encode(batch.features)
-        heard = self.transcriber.decode(encoded_BSD, batch.silent) if self.transcriber else None
+        made = self._features(shard, batch.rows) if batch.features is None else (batch.features, batch.silent)
+        encoded_BSD = self.scorer.encode(made[0])
+        heard = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
+        left_out: dict[int, tuple[str, str]] = {}
         if heard and self.settings.targets == "pseudo":
             targets = [transcript.tokens for transcript in heard]
-            for row, transcript in zip(batch.rows, heard, strict=True):
-                if reason := _unusable(transcript, self.job.tokens):
-                    shard.left_out[row] = reason
-        kept = [number for number, row in enumerate(batch.rows) if row not in shard.left_out]
+            reasons = [_unusable(transcript, self.job.tokens) for transcript in heard]
+            left_out = {row: reason for row, reason in zip(batch.rows, reasons, strict=True) if reason}
+        kept = [number for number, row in enumerate(batch.rows) if row not in left_out]
         scored: Iterator[dict[str, Any]] = iter([])
         if kept:
-            records, shard.tails[batch.rows[0]] = self.scorer.score(encoded_BSD[kept], [targets[n] for n in kept])
+            records, tail_V = self.scorer.score(encoded_BSD[kept], [targets[n] for n in kept])
+            shard.tails[batch.rows[0]] = tail_V
             scored = iter(records)
         for number, row in enumerate(batch.rows):
             facts = UNHEARD if heard is None else self._heard(heard[number], shard.utterances[row]["text"])
-            shard.records[row] = {**(NOTHING if row in shard.left_out else next(scored)), **facts}
-        return batch
+            shard.records[row] = {**(NOTHING if row in left_out else next(scored)), **facts}
+        shard.left_out.update(left_out)
 
     def _heard(self, transcript: Transcript, reference: str) -> dict[str, Any]:
         counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}
@@ -220,7 +285,7 @@ def _finished(shard: _Shard, vocab_size: int) -> ScoredShard:
     tail_V = np.zeros(vocab_size)
     for first in sorted(shard.tails):  # in the same order whichever batch was done first
         tail_V += shard.tails[first]
-    return ScoredShard(shard.index, records, left_out, tail_V.astype(np.float32))
+    return ScoredShard(shard.index, records, left_out, tail_V.astype(np.float32), shard.batch_size)
 
 
 def _unusable(transcript: Transcript, tokens: TokenMap) -> tuple[str, str] | None:

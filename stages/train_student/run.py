@@ -97,7 +97,7 @@ def train_together(
     Experts go to their language's folder. What the languages share goes to `out`, with the curve and the run's facts; each
     language's training.json says where its model lies.
     """
-    dtype = compute_dtype(settings.dtype, device)
+    dtype = compute_dtype(settings.dtype, device, training=True)
     facts = _facts(base, method, sources, settings, dtype, processes)
     if (done := processes.on_main(lambda: _finished(out, sources, facts, restart))) is not None:
         return done

@@ -1,8 +1,7 @@
-"""Where downloads are kept between runs, and models fetched from a store into it."""
+"""Models fetched from a store."""
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -10,13 +9,6 @@ from pathlib import Path
 
 from cache import files, storage
 from cache.storage import RemotePath
-
-
-def download_folder() -> Path:
-    """$PIPELINE_CACHE, or the user's cache folder. What is in it can be removed at any time, and is fetched again."""
-    if chosen := os.environ.get("PIPELINE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "whisper-offline-distillation"
 
 
 def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
@@ -27,7 +19,7 @@ def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
         if any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     key = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:32]
-    copy = download_folder() / "models" / key
+    copy = files.download_folder() / "models" / key
     if not copy.is_dir():
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=files.TEMPORARY) as temporary:

