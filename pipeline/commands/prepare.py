@@ -5,15 +5,18 @@ from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
 from cache.shards import LEFT_OUT
-from pipeline.commands.common import chosen, say
+from pipeline.commands.common import chosen, say, token
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
+from stages.whisper.languages import LANGUAGES, how_to_name_a_token
 
 
 def prepare(params: Params, languages: list[str], corpus: str | None, path: str | None, restart: bool) -> None:
     for language in chosen(params, languages):
+        if token(params, language) is None and language not in LANGUAGES:
+            say(f"{how_to_name_a_token(language)}; its preparation needs none")
         own = _own_corpus(params, language, corpus, path)
         further = {} if corpus else params.further_tests
         for settings, suffix in [(own, ""), *((settings, f"@{name}") for name, settings in further.items())]:
@@ -37,7 +40,8 @@ def _own_corpus(params: Params, language: str, corpus: str | None, path: str | N
         return checked(TypeAdapter(CorpusSettings), values, f"--corpus {corpus}")
     if path:
         raise click.UsageError("--path goes with --corpus")
-    if language not in params.languages:
-        known = ", ".join(params.languages) or "none"
+    listed = {code: own.corpus for code, own in params.languages.items() if own.corpus}
+    if language not in listed:
+        known = ", ".join(listed) or "none"
         raise PipelineError(f"no corpus for '{language}' in the parameters (there: {known}): give --corpus and --path")
-    return params.languages[language].corpus
+    return listed[language]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cache.shards import LEFT_OUT
-from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
+from pipeline.commands.common import chosen, chosen_device, load, needed_token, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.teacher_cache.cluster import cache_teacher_on_ray
@@ -11,6 +11,7 @@ from stages.teacher_cache.run import Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import Task
 from stages.whisper.models import find_model
+from stages.whisper.targets import use_token
 
 
 def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
@@ -26,6 +27,7 @@ def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
             params.teacher_cache,
             utterances,
             out,
+            needed_token(params, language),
         )
         with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
             manifest = cache(task, params, restart, progress.audio)
@@ -35,6 +37,7 @@ def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
 def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
+    use_token(teacher.model, task.language, task.token)
     student = load_vocabulary(task.student)
     return cache_teacher(
         teacher, task.utterances, task.out, task.language, task.settings, device, restart, progress, student

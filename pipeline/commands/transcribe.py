@@ -4,11 +4,12 @@ import click
 
 from cache import storage
 from cache.storage import AnyPath
-from pipeline.commands.common import chosen_device, load_any
+from pipeline.commands.common import chosen_device, load_any, token
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.lora import is_lora_folder, read_lora_config
 from stages.transcribe import transcribe as transcribe_file
+from stages.whisper.targets import use_token
 
 
 def transcribe(params: Params, paths: list[str], language: str | None, source: str) -> None:
@@ -18,6 +19,7 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
         raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
     device = chosen_device(params)
     model = load_any(source)
+    use_token(model.whisper.model, language, token(params, language))
     for path in paths:
         if len(paths) > 1:
             print(f"{path}:")

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
-from stages.whisper.targets import prompt_ids
+from stages.whisper.targets import prompt_ids, token_of
 
 MAX_TOKENS = 224  # openai/whisper's sample_len: half of the 448 text positions
 TOKENS_PER_SECOND = 15  # more than any speech has, in scripts of several tokens a letter too: ends runaway text early
@@ -66,8 +66,10 @@ class Transcriber:
         self.whisper, self.language, self.dtype = whisper, language, dtype
         self.log_mel = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)
         prompt_ids(whisper, language)  # refuses a language that the model has no token for
-        self.spoken = {} if whisper.english_only else {"language": language, "task": "transcribe"}
+        self.spoken = {} if whisper.english_only else {"language": f"<|{language}|>", "task": "transcribe"}
         self.config = copy.deepcopy(whisper.model.generation_config)
+        if token := getattr(self.config, "lang_to_id", {}).get(f"<|{token_of(whisper.model, language)}|>"):
+            self.config.lang_to_id = {**self.config.lang_to_id, f"<|{language}|>": token}
         self.config.update(num_beams=1, do_sample=False, max_length=None)
         self.config.max_new_tokens = max_new_tokens(whisper.audio_window_s)
         # without timestamps asked for, one that is generated all the same makes `generate` seek back, at worst for ever
