@@ -4,19 +4,8 @@ from typing import Any
 
 import click
 
-from cache.errors import PipelineError
 from cache.storage import AnyPath, path
-from pipeline.options import base_option, examples
-
-
-def _language(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A code or a name -> its code."""
-    from stages.whisper.languages import language_code
-
-    try:
-        return language_code(value)
-    except PipelineError as error:
-        raise click.BadParameter(str(error)) from None
+from pipeline.options import base_option, examples, language_of
 
 
 def _place(ctx: click.Context, param: click.Parameter, value: str) -> AnyPath:
@@ -44,7 +33,7 @@ def experts_group() -> None:
     ),
 )
 @click.argument("source", metavar="SRC")
-@click.option("--lang", "language", required=True, callback=_language, metavar="LANG", help="Code or name.")
+@click.option("--lang", "language", required=True, callback=language_of, metavar="LANG", help="Code or name.")
 @out_option
 @click.option(
     "--base", help="Hub id or folder of the Whisper they were trained beside; default: the parameters' student."

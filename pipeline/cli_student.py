@@ -4,7 +4,16 @@ from typing import Any
 
 import click
 
-from pipeline.options import base_option, examples, lang_option, languages_of, params_of, restart_option
+from pipeline.options import (
+    base_option,
+    examples,
+    lang_option,
+    languages_of,
+    params_of,
+    restart_option,
+    token_option,
+    with_token,
+)
 
 METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
@@ -17,6 +26,7 @@ SYSTEMS = ("base", "teacher", *METHODS)
     ),
 )
 @lang_option
+@token_option
 @click.option(
     "--method", "methods", type=click.Choice(METHODS), multiple=True, default=["clsr-kd"], help="One or several."
 )
@@ -34,6 +44,7 @@ SYSTEMS = ("base", "teacher", *METHODS)
 def train_student_command(
     ctx: click.Context,
     languages: list[str],
+    token: str | None,
     methods: tuple[Any, ...],
     together: bool,
     student: str | None,
@@ -45,12 +56,13 @@ def train_student_command(
     from pipeline.commands.train import train_student
 
     changes = {name: value for name, value in train.items() if value is not None}
-    params = params_of(ctx, student=student, device=device)
+    params = params_of(ctx, student=student, device=device, **with_token(languages, token))
     train_student(params, languages, list(methods), changes, restart, together)
 
 
 @click.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))
 @lang_option
+@token_option
 @click.option(
     "--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="One or several; default: all there are."
 )
@@ -63,6 +75,7 @@ def train_student_command(
 def evaluate_command(
     ctx: click.Context,
     languages: list[str],
+    token: str | None,
     systems: tuple[str, ...],
     further: str | None,
     base: str | None,
@@ -71,7 +84,7 @@ def evaluate_command(
     """Decodes the test split and writes word and character error rates."""
     from pipeline.commands.evaluate import evaluate
 
-    evaluate(params_of(ctx, device=device), languages, list(systems), further, base)
+    evaluate(params_of(ctx, device=device, **with_token(languages, token)), languages, list(systems), further, base)
 
 
 @click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
@@ -79,16 +92,24 @@ def evaluate_command(
 @click.option(
     "--lang", "languages", multiple=True, callback=languages_of, metavar="LANG", help="Default: the experts' language."
 )
+@token_option
 @click.option("--model", required=True, help="A folder of experts, or any Whisper: folder or hub id.")
 @base_option
 @click.option("--device", help="auto, cpu or cuda.")
 @click.pass_context
 def transcribe_command(
-    ctx: click.Context, files: tuple[str, ...], languages: list[str], model: str, base: str | None, device: str | None
+    ctx: click.Context,
+    files: tuple[str, ...],
+    languages: list[str],
+    token: str | None,
+    model: str,
+    base: str | None,
+    device: str | None,
 ) -> None:
     """Prints what is said in audio files of any length."""
     from pipeline.commands.transcribe import transcribe
 
     if len(languages) > 1:
         raise click.BadParameter("one language at a time", param_hint="--lang")
-    transcribe(params_of(ctx, device=device), list(files), languages[0] if languages else None, model, base)
+    params = params_of(ctx, device=device, **with_token(languages, token))
+    transcribe(params, list(files), languages[0] if languages else None, model, base)

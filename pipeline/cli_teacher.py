@@ -2,18 +2,19 @@
 
 import click
 
-from pipeline.options import examples, lang_option, params_of, restart_option
+from pipeline.options import examples, lang_option, params_of, restart_option, token_option, with_token
 
 
 @click.command("adapt-teacher", epilog=examples("pipeline adapt-teacher --lang cs"))
 @lang_option
+@token_option
 @restart_option
 @click.pass_context
-def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: bool) -> None:
+def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, restart: bool) -> None:
     """Fine-tunes the teacher on the language first, where teacher.adapt says so."""
     from pipeline.commands.train import adapt_teacher
 
-    adapt_teacher(params_of(ctx), languages, restart)
+    adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, restart)
 
 
 @click.command(
@@ -24,6 +25,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
     ),
 )
 @lang_option
+@token_option
 @click.option("--teacher", help="Hub id or folder; used as it is.")
 @click.option(
     "--targets",
@@ -43,6 +45,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 def teacher_cache_command(
     ctx: click.Context,
     languages: list[str],
+    token: str | None,
     teacher: str | None,
     targets: str | None,
     top_k: int | None,
@@ -62,7 +65,7 @@ def teacher_cache_command(
     given = {"targets": targets, "top_k": top_k, "top_p": top_p, "batch_size": batch_size, "format": format_}
     flags = {f"teacher_cache__{name}": value for name, value in given.items()}
     cluster = {"cluster__engine": engine, "cluster__workers": workers, "cluster__address": ray_address}
-    params = params_of(ctx, device=device, **changes, **flags, **cluster)
+    params = params_of(ctx, device=device, **changes, **flags, **cluster, **with_token(languages, token))
     if params.cluster.engine != "ray" and (workers or ray_address):
         raise click.UsageError("--workers and --ray-address need --engine ray")
     teacher_cache(params, languages, restart)

@@ -47,14 +47,22 @@ def print_facts(
             print(f"  {name:<20} {printable(text)}")
 
 
-def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """Codes or names, repeated or separated by commas -> codes."""
-    from stages.whisper.languages import language_code
+def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A code or a name -> its code; a line says what it is taken as where that is another."""
+    from stages.whisper.languages import language_code, taken_as
 
     try:
-        return [language_code(part) for value in values for part in value.split(",")]
+        code = language_code(value)
     except PipelineError as error:
         raise click.BadParameter(str(error)) from None
+    if line := taken_as(value, code):
+        click.echo(printable(line), err=True)
+    return code
+
+
+def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    """Codes or names, repeated or separated by commas -> codes, each once."""
+    return list(dict.fromkeys(language_of(ctx, param, part) for value in values for part in value.split(",")))
 
 
 lang_option = click.option(
@@ -65,6 +73,21 @@ lang_option = click.option(
     metavar="LANG",
     help="Code or name, one or several; default: all in the parameters.",
 )
+
+token_option = click.option(
+    "--token",
+    metavar="LANG",
+    help="For a language that Whisper has no token for: a related one, by whose token it is prompted.",
+)
+
+
+def with_token(languages: list[str], token: str | None) -> dict[str, Any]:
+    """`--token` as flags for `params_of`: it is the one language's parameter."""
+    if token is None:
+        return {}
+    if len(languages) != 1:
+        raise click.UsageError("--token needs --lang with one language; of several, name each one's in the parameters")
+    return {f"languages__{languages[0]}__token": token}
 
 
 def params_of(ctx: click.Context, **flags: Any):

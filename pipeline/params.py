@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -19,7 +19,18 @@ class _Settings(BaseModel):
 
 
 class Language(_Settings):
-    corpus: CorpusSettings
+    corpus: CorpusSettings | None = Field(None, description="null: `prepare` is told by --corpus and --path")
+    token: str | None = Field(
+        None,
+        description="a language by whose token Whisper is prompted; needed where it has none of the language's own",
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _of_whisper(cls, token: str | None) -> str | None:
+        from stages.whisper.languages import token_language
+
+        return None if token is None else token_language(token)
 
 
 class Teacher(_Settings):
@@ -58,6 +69,19 @@ class Params(_Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     paths: Paths = Paths()
+
+    @field_validator("languages")
+    @classmethod
+    def _by_their_codes(cls, languages: dict[str, Language]) -> dict[str, Language]:
+        """As the command line has them. DVC reads the keys as they stand, and they name folders: so they must be the codes."""
+        from stages.whisper.languages import language_code, language_name
+
+        for key in languages:
+            if (code := language_code(key)) != key:
+                raise ValueError(
+                    f"'{key}' is taken as {language_name(code)}: write {code}, which its folders are named by"
+                )
+        return languages
 
 
 def load_params(path: Path, overrides: dict[str, Any]) -> Params:

@@ -23,7 +23,7 @@ from cache.shards import ShardReader, ShardWriter
 from pipeline.cli import main
 from stages.audio import SAMPLE_RATE, audio_sha256, encode_flac
 from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, target_ids
+from stages.whisper.targets import prompt_ids, target_ids, token_of
 
 TEXTS = [
     "Co je to za divnou loď?",
@@ -171,6 +171,7 @@ def make_teacher_shards(
     source = ShardReader(utterances, "utterances")
     facts = {
         "language": language,
+        "token": token_of(student.model, language),
         "utterances": source.fingerprint(),
         "tokenizer": tokenizer_fingerprint(student.tokenizer),
         "vocab_size": student.model.config.vocab_size,

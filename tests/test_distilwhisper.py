@@ -95,13 +95,22 @@ def test_gates_of_every_layer(student):
     assert all(torch.equal(a, b) for a, b in zip(listed[-1], output.decoder_gates, strict=True))
 
 
-@pytest.mark.parametrize("language", ["klingon", ["cs", "cs", "cs", "klingon"]])
-def test_an_unknown_language_is_an_error(student, language):
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("catlan", "unknown language 'catlan'.*catalan"),
+        (["cs", "cs", "cs", "catlan"], "unknown language 'catlan'"),
+        ("klingon", "no token for Klingon"),  # a language that neither Whisper nor an expert is for
+        (["cs", "cs", "cs", "gn"], "no token for Guarani"),
+    ],
+)
+def test_an_unknown_language_is_an_error(student, language, text):
     for call in (
         lambda: forward(student, language=language),
         lambda: student.generate(batch()["input_features"], language=language),
+        lambda: student.route(language),
     ):
-        with pytest.raises(PipelineError, match="unknown language 'klingon'"):
+        with pytest.raises(PipelineError, match=text):
             call()
 
 

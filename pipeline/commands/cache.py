@@ -27,6 +27,7 @@ MADE_WITH = (
     "bits",
     "audio_window_s",
     "language",
+    "token",
     "split",
     "corpus",
 )

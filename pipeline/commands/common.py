@@ -13,6 +13,7 @@ from stages.student.base import find_base
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.loading import Loaded, load_model
 from stages.student.lora import is_lora_folder, read_lora_config
+from stages.whisper.languages import LANGUAGES, how_to_name_a_token
 from stages.whisper.models import Whisper, choose_device, find_model, keep_freed_memory, load_whisper, use_all_cores
 
 transformers.logging.set_verbosity_error()
@@ -27,6 +28,18 @@ def chosen(params: Params, languages: list[str]) -> list[str]:
     if not languages and not params.languages:
         raise PipelineError("no language: give --lang, or name languages in params.yaml (expected in this folder)")
     return languages or list(params.languages)
+
+
+def token(params: Params, language: str) -> str | None:
+    """The language whose token stands for `language` in prompts, where the parameters name one."""
+    return params.languages[language].token if language in params.languages else None
+
+
+def needed_token(params: Params, language: str) -> str | None:
+    """As `token`. Raises PipelineError where Whisper has no token for the language and the parameters name none."""
+    if token(params, language) is None and language not in LANGUAGES:
+        raise PipelineError(how_to_name_a_token(language))
+    return token(params, language)
 
 
 def chosen_device(params: Params) -> torch.device:

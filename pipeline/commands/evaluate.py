@@ -4,12 +4,13 @@ import torch
 
 from cache.errors import PipelineError
 from cache.files import read_json
-from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source
+from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source, token
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import evaluate as evaluate_split
 from stages.train_student.settings import METHODS
+from stages.whisper.targets import use_token
 
 
 def evaluate(
@@ -32,6 +33,7 @@ def _evaluate(
     utterances = params.paths.utterances / language / (f"test@{further}" if further else "test")
     source = _source(params, language, system)
     model = load_any(source, params.audio_window_s, base)
+    use_token(model.whisper.model, language, token(params, language))
     out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
     with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(

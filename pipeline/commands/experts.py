@@ -97,7 +97,8 @@ def facts(folder: AnyPath) -> dict[str, Any]:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "language", str(found["language"])
+    token = "" if found["token"] == found["language"] else f", under the token of {found['token']}"
+    yield "language", f"{found['language']}{token}"
     yield "base", f"{found['base']}, weights {str(found['base_weights'])[:12]}"
     yield "audio window", f"{found['audio_window_s']} s"
     if "source" in found:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
 from cache.shards import LEFT_OUT, NOTICED
-from pipeline.commands.common import chosen, say
+from pipeline.commands.common import chosen, say, token
 from pipeline.errors import each
 from pipeline.options import printable
 from pipeline.params import Params, checked
@@ -16,6 +16,7 @@ from pipeline.progress import ProgressReport
 from stages.prepare.run import SplitSummary
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
+from stages.whisper.languages import LANGUAGES, how_to_name_a_token
 
 DATASET_COLUMNS = ("audio", "text", "speaker")
 
@@ -34,6 +35,8 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, restart:
 
     def prepare_one(item: tuple[str, str | None]) -> None:
         language, test = item
+        if test is None and token(params, language) is None and language not in LANGUAGES:
+            say(f"{how_to_name_a_token(language)}; its preparation needs none")
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
         _prepare(params, language, settings, f"@{test}" if test else "", restart)
 
@@ -76,10 +79,11 @@ def _own_corpus(params: Params, language: str, choice: CorpusChoice) -> CorpusSe
     for option, value in (("--path", choice.path), ("--columns", choice.columns)):
         if value:
             raise click.UsageError(f"{option} goes with --corpus")
-    if language not in params.languages:
-        known = ", ".join(params.languages) or "none"
+    listed = {code: own.corpus for code, own in params.languages.items() if own.corpus}
+    if language not in listed:
+        known = ", ".join(listed) or "none"
         raise PipelineError(f"no corpus for '{language}' in the parameters (there: {known}): give --corpus and --path")
-    return params.languages[language].corpus
+    return listed[language]
 
 
 def _columns(corpus: str, text: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from stages.teacher_cache.run import Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import Task
 from stages.whisper.models import find_model
+from stages.whisper.targets import use_token
 
 
 def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
@@ -21,8 +22,8 @@ def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
 def _teacher_cache(params: Params, language: str, restart: bool) -> None:
     utterances = params.paths.utterances / language / "train"
     out = params.paths.teacher / language / "train"
-    teacher = teacher_source(params, language)
-    task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out)
+    teacher, token = teacher_source(params, language), needed_token(params, language)
+    task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token)
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
         manifest = cache(task, params, restart, progress.audio)
@@ -32,6 +33,7 @@ def _teacher_cache(params: Params, language: str, restart: bool) -> None:
 def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
+    use_token(teacher.model, task.language, task.token)
     student = load_vocabulary(task.student)
     return cache_teacher(
         teacher, task.utterances, task.out, task.language, task.settings, device, restart, progress, student

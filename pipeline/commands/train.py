@@ -7,7 +7,7 @@ import click
 
 from cache.files import write_json
 from cache.storage import AnyPath
-from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, say
+from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, needed_token, say
 from pipeline.errors import each
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
@@ -44,7 +44,7 @@ def train_student(
 
 def _source(params: Params, language: str, method: Method, out: AnyPath) -> Source:
     teacher = params.paths.teacher / language / "train" if method == "clsr-kd" else None
-    return Source(language, params.paths.utterances / language, teacher, out)
+    return Source(language, params.paths.utterances / language, teacher, out, needed_token(params, language))
 
 
 def adapt_teacher(params: Params, languages: list[str], restart: bool) -> None:

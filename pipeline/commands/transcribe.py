@@ -4,12 +4,13 @@ import click
 
 from cache import storage
 from cache.storage import AnyPath
-from pipeline.commands.common import chosen_device, load_any, say
+from pipeline.commands.common import chosen_device, load_any, say, token
 from pipeline.errors import each
 from pipeline.params import Params
 from stages.student.experts import is_experts_folder, read_config
 from stages.student.lora import is_lora_folder, read_lora_config
 from stages.transcribe import transcribe as transcribe_file
+from stages.whisper.targets import use_token
 
 
 def transcribe(params: Params, paths: list[str], language: str | None, source: str, base: str | None) -> None:
@@ -19,6 +20,7 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
         raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
     device = chosen_device(params)
     model, how = load_any(source, base=base), params.evaluate
+    use_token(model.whisper.model, language, token(params, language))
 
     def transcribe_one(path: str) -> None:
         if len(paths) > 1:

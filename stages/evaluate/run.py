@@ -20,6 +20,7 @@ from stages.prefetch import prefetch
 from stages.student.loading import Loaded
 from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.models import compute_dtype, round_weights
+from stages.whisper.targets import token_of
 
 
 @dataclass
@@ -63,6 +64,7 @@ def evaluate(
         progress(len(rows) + len(unscored), sum(reader.rows), seconds)
     metrics = {
         "language": language,
+        "token": token_of(model.whisper.model, language),
         "system": system,
         "corpus": reader.manifest["corpus"],
         "split": reader.manifest["split"],

@@ -9,7 +9,7 @@ from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
-from stages.report.summary import language_name
+from stages.report.summary import language_title
 from stages.report.tables import (
     Table,
     ending_notes,
@@ -63,7 +63,7 @@ class Page:
 
 
 def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: AnyPath, resamples: int) -> Page:
-    names = {comparison.language: language_name(comparison.language) for comparison in comparisons}
+    names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
     languages = [
         _language(code, name, [c for c in comparisons if c.language == code], curves, models)
         for code, name in names.items()

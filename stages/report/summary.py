@@ -3,13 +3,12 @@
 import textwrap
 from typing import Any
 
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.storage import AnyPath
 from stages.report.lead import CHARACTERS, WORDS, Lead
 from stages.report.tables import percent, points, span
+from stages.whisper.languages import language_name
 
 NAME_WIDTH = 26
 LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}
@@ -47,7 +46,7 @@ def _block(language: str, corpus: str, comparison: dict[str, Any]) -> str:
         )
         for row in rows
     ]
-    heading = f"{language_name(language)}: {corpus}, {comparison['split']}"
+    heading = f"{language_title(language)}: {corpus}, {comparison['split']}"
     return "\n".join([heading, lines[0], "-" * len(lines[0]), *lines[1:], *textwrap.wrap(comparison["verdict"], 100)])
 
 
@@ -68,5 +67,6 @@ def _pair(numbers: dict[str, Any], name: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def language_name(code: str) -> str:
-    return f"{LANGUAGES[code].title()} ({code})" if code in LANGUAGES else code
+def language_title(code: str) -> str:
+    name = language_name(code)
+    return code if name == code else f"{name} ({code})"

@@ -133,3 +133,11 @@ class RoutedFeedForward(nn.Module):
                 return self.gates[expert](x_BTD).float()
             logits_BT = logits_BT.index_put((asking,), self.gates[expert](x_BTD[asking]).float())
         return logits_BT
+
+
+def shared_name(name: str) -> str:
+    """A plain Whisper's parameter -> its place here: a layer's `fc1.weight` -> `fc1.shared.fc1.weight`."""
+    place, _, rest = name.rpartition(".layers.")
+    number, _, inner = rest.partition(".")
+    routed = inner.startswith(("fc1.", "fc2."))
+    return f"{place}.layers.{number}.fc1.shared.{inner}" if routed else name

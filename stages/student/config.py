@@ -10,11 +10,15 @@ GATE_DIM = 64  # of the gates, as published
 
 
 class DistilWhisperConfig(WhisperConfig):
-    """Whisper's, and: the languages with an expert, the gates' inner width, and what training does to them."""
+    """Whisper's, and: the languages with an expert, the gates' inner width, and what training does to them.
+
+    language_tokens: language -> the language whose token stands for it in prompts, where that is not its own.
+    """
 
     model_type = "distilwhisper"
 
     languages: list | None = None
+    language_tokens: dict | None = None
     gate_dim: int = GATE_DIM
     skip_gate: float | int = 0.2
     expert_dropout: float | int = 0.3

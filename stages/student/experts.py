@@ -11,7 +11,8 @@ from cache.storage import AnyPath
 from stages.student.base import BASE_FACTS, check_base, read_facts
 from stages.student.packing import Precision, Progress, Tensors, pack, silent, unpack
 from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
-from stages.whisper.languages import language_code
+from stages.whisper.languages import LANGUAGES, language_code
+from stages.whisper.targets import token_of, use_token
 from stages.whisper.weights import read_weights, write_weights
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def find_expert(source: str, language: str | None) -> AnyPath:
     """The folder or URL `source`, or a copy of what is needed of it where it is a hub id. Raises PipelineError."""
     folder = storage.path(source).expanduser()
     if isinstance(folder, Path) and not folder.exists():
-        return from_hub(source, [WEIGHTS, CONFIG, *([file_name(language)] if language else [])])
+        return from_hub(source, [WEIGHTS, CONFIG, *([file_name(language)] if language in LANGUAGES else [])])
     return folder
 
 
@@ -44,7 +45,8 @@ def save_experts(
     rank: int | None = None,
 ) -> None:
     """Writes the expert of `language`, see `pack`; `config` (base, base_weights, audio_window_s, ...) goes beside it."""
-    write_expert(folder, language, student.expert_state(language), student.shared_state(), config, precision, rank)
+    facts = {**config, "token": token_of(student, language)}
+    write_expert(folder, language, student.expert_state(language), student.shared_state(), facts, precision, rank)
 
 
 def write_expert(
@@ -62,6 +64,7 @@ def write_expert(
     header = {
         "format_version": FORMAT_VERSION,
         "language": language,
+        "token": config.get("token", language),
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "precision": precision,
         "rank": rank,
@@ -71,7 +74,10 @@ def write_expert(
 
 def read_config(folder: AnyPath) -> dict[str, Any]:
     """Raises PipelineError where the folder holds no expert, or one of another format version, or its facts are not sound."""
-    return {"precision": "fp16", "rank": None, **read_facts(folder / CONFIG, READABLE, REQUIRED)}
+    facts = read_facts(folder / CONFIG, READABLE, REQUIRED)
+    if not isinstance(facts.get("token", ""), str):
+        raise PipelineError(f"{folder / CONFIG}: token is {facts['token']!r}, expected text")
+    return {"precision": "fp16", "rank": None, "token": facts["language"], **facts}
 
 
 def read_expert(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:
@@ -93,7 +99,7 @@ def load_experts(
     expert was trained with, or where a published folder's checkpoint has other shared FFNs; then nothing is added.
     """
     shared = student.shared_state()
-    published = [] if is_experts_folder(folder) else published_languages(folder)
+    published, token = [] if is_experts_folder(folder) else published_languages(folder), None
     if published:
         language = _chosen(folder, published, language)
         state = read_published(folder, language, shared)
@@ -105,6 +111,8 @@ def load_experts(
         if not base_checked:
             check_base(config, folder / CONFIG, student.base_parameters(), student.audio_window_s)
         state = read_expert(folder, shared)
+        token = config["token"] if config["token"] != language else None
+    use_token(student, language, token)
     student.load_expert_state(language, state, str(folder))
     return language
 

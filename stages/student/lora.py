@@ -12,6 +12,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.student.base import BASE_FACTS, load_base, read_facts
 from stages.whisper.models import Whisper
+from stages.whisper.targets import use_token
 from stages.whisper.weights import read_weights, write_weights
 
 WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
@@ -46,7 +47,13 @@ def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> No
 
 def read_lora_config(folder: AnyPath) -> dict[str, Any]:
     """Raises PipelineError where the folder's facts are of another format version, incomplete, or something else."""
-    return read_facts(folder / CONFIG, (FORMAT_VERSION,), REQUIRED)
+    facts = read_facts(folder / CONFIG, (FORMAT_VERSION,), REQUIRED)
+    tokens = facts.get("language_tokens", {})
+    if not isinstance(tokens, dict) or not all(isinstance(token, str) for token in tokens.values()):
+        raise PipelineError(
+            f"{folder / CONFIG}: language_tokens is {tokens!r}, expected languages with a language each"
+        )
+    return {**facts, "language_tokens": tokens}
 
 
 def load_lora(folder: AnyPath, audio_window_s: int | None = None, base: str | None = None) -> Whisper:
@@ -55,7 +62,10 @@ def load_lora(folder: AnyPath, audio_window_s: int | None = None, base: str | No
     base: where the base lies, instead of where the folder names it.
     Raises PipelineError where it was trained on other base weights or with another window, or does not fit.
     """
-    whisper = load_base(read_lora_config(folder), folder / CONFIG, audio_window_s, base)
+    config = read_lora_config(folder)
+    whisper = load_base(config, folder / CONFIG, audio_window_s, base)
+    for language, token in config["language_tokens"].items():
+        use_token(whisper.model, language, token)
     adapter = _adapter(whisper, folder)
     state, wanted = read_weights(folder / WEIGHTS), _state(adapter)
     for name in sorted(state.keys() | wanted.keys()):

@@ -13,12 +13,13 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.student.base import base_facts
-from stages.student.clsr import FeedForward, RoutedFeedForward
+from stages.student.clsr import FeedForward, RoutedFeedForward, shared_name
 from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
 from stages.student.experts import find_expert, load_experts, save_experts
 from stages.student.packing import Precision, misfit
 from stages.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.whisper.languages import language_code
+from stages.whisper.targets import prompt_language
 from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
@@ -79,7 +80,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         config.name_or_path = model.name_or_path
         with torch.device("meta"):
             routed = cls(config)
-        state = {_shared_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+        state = {shared_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
         empty = {
             name: torch.empty(0) for name in routed.state_dict() if name.endswith(".fc1.weight") and name not in state
         }
@@ -116,6 +117,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         for routed in self.routed.values():
             del routed.experts[code], routed.gates[code]
         self.config.languages = [other for other in self.languages if other != code]
+        self.config.language_tokens = {
+            k: v for k, v in (self.config.language_tokens or {}).items() if k != code
+        } or None
 
     def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
         """Adds the expert that lies in a folder, at a URL or on the hub; returns its language's code.
@@ -179,7 +183,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
 
         The language lives as long as the block and no longer, and is seen by no other thread.
         """
-        return self.router.use(Routing(codes_of(languages), noise=noise))
+        return self.router.use(Routing(self._codes(languages), noise=noise))
+
+    def _codes(self, languages: Languages) -> Languages:
+        return codes_of(languages, {*self.languages, *(self.config.language_tokens or {})})
 
     @contextmanager
     def _called(self, languages: Languages, task: str | None) -> Iterator[Routing | None]:
@@ -188,7 +195,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         if languages is None and around is None:
             yield None
             return
-        asked = codes_of(languages) if languages is not None else around.languages  # type: ignore[union-attr]
+        asked = self._codes(languages) if languages is not None else around.languages  # type: ignore[union-attr]
         own = Routing(asked, decoder=task != "translate" and (around is None or around.decoder))
         own.noise = around.noise if around else 0.0
         with self.router.use(own):
@@ -238,12 +245,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def generate(self, input_features: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As Whisper's; `language` also chooses the experts, one for the batch or one for each row.
 
-        With task 'translate' the decoder takes the shared path. Several languages at once need audio of at most one window.
-        Raises PipelineError for unknown languages.
+        A language that was trained under another's token is prompted by that. With task 'translate' the decoder takes the
+        shared path. Several languages at once need audio of at most one window. Raises PipelineError for unknown languages.
         """
         config = kwargs.get("generation_config") or self.generation_config
         language, task = (kwargs.get(name) or getattr(config, name, None) for name in ("language", "task"))
-        codes = codes_of(language)
+        codes = self._codes(language)
+        if codes is not None:
+            each = [codes] if isinstance(codes, str) else codes
+            spoken = [code and prompt_language(self, code) for code in each]
+            kwargs["language"] = spoken[0] if isinstance(codes, str) else spoken
         if isinstance(codes, list) and len(set(codes)) > 1:
             self._check_one_window(input_features, kwargs)
         with self._called(codes, task):
@@ -277,11 +288,3 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             "context_fn": self.checkpoint_contexts,
         }
         super().activation_checkpointing_enable(given, **kwargs)
-
-
-def _shared_name(name: str) -> str:
-    """A plain Whisper's parameter -> its place here: a layer's `fc1.weight` -> `fc1.shared.fc1.weight`."""
-    place, _, rest = name.rpartition(".layers.")
-    number, _, inner = rest.partition(".")
-    routed = inner.startswith(("fc1.", "fc2."))
-    return f"{place}.layers.{number}.fc1.shared.{inner}" if routed else name

@@ -20,6 +20,7 @@ from cache.storage import AnyPath
 from stages.student.config import GATE_DIM
 from stages.student.packing import Tensors, expert_shapes, misfit, not_finite
 from stages.whisper.download import fetched
+from stages.whisper.languages import without_token
 from stages.whisper.models import HUB_TIMEOUT_S
 from stages.whisper.weights import read_weights
 
@@ -32,7 +33,9 @@ SHARED = ".ffn_clsr.proj.shared."
 
 
 def file_name(language: str) -> str:
-    """'ca' -> 'expert.catalan.bin'"""
+    """'ca' -> 'expert.catalan.bin'. Raises PipelineError for a language that has no name in Whisper."""
+    if language not in LANGUAGES:
+        raise PipelineError(f"{without_token(language)}: published experts are named as Whisper names languages")
     return f"expert.{LANGUAGES[language]}.bin"
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stages.whisper.languages import language_code
+from cache.errors import PipelineError
+from stages.whisper.languages import LANGUAGES, language_code, without_token
 
 Languages = str | None | Sequence[str | None]  # one for the batch, or one for each row; None: the shared path
 
@@ -60,13 +61,19 @@ class Router:
             _ACTIVE.reset(before)
 
 
-def codes_of(languages: Languages) -> Languages:
-    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too."""
+def codes_of(languages: Languages, known: Collection[str]) -> Languages:
+    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too.
+
+    known: the codes beyond Whisper's own that mean something here. Raises PipelineError for any other.
+    """
     if languages is None:
         return None
-    if isinstance(languages, str):
-        return language_code(languages.removeprefix("<|").removesuffix("|>"))
-    return [None if language is None else str(codes_of(language)) for language in languages]
+    if not isinstance(languages, str):
+        return [None if language is None else str(codes_of(language, known)) for language in languages]
+    code = language_code(languages.removeprefix("<|").removesuffix("|>"))
+    if code not in LANGUAGES and code not in known:
+        raise PipelineError(f"{without_token(code)}, and there is no expert for it: load one that was trained for it")
+    return code
 
 
 def gates_of(routing: Routing | None, side: str) -> tuple[torch.Tensor, ...] | None:

@@ -20,7 +20,7 @@ from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vo
 from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper, fast_products, round_weights, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
+from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
@@ -103,6 +103,7 @@ class Job:
             raise PipelineError(f"{self.student.source}: vocabulary of {self.student.size}, expected at most 65536")
         return {
             "language": self.language,
+            "token": token_of(self.teacher.model, self.language),
             "split": source.manifest["split"],
             "utterances": source.fingerprint(),
             "teacher": self.teacher.source,
@@ -128,7 +129,8 @@ class Job:
         ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
         if (ids < 0).any():
             raise PipelineError(
-                f"{self.student.source} has no token for '{self.language}', which the teacher {self.teacher.source} knows"
+                f"{self.student.source} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
+                f"{self.teacher.source} knows"
             )
         return ids.tolist()
 

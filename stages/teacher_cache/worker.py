@@ -15,6 +15,7 @@ from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import Job, ShardScorer
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
+from stages.whisper.targets import use_token
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Task:
     settings: TeacherCacheSettings
     utterances: AnyPath
     out: AnyPath
+    token: str | None = None  # the language whose token stands for `language` in prompts; None: its own
 
     def absolute(self) -> "Task":
         """The same for another working folder."""
@@ -66,6 +68,7 @@ class Worker:
         self.source = ShardReader(task.utterances, "utterances")
         self.where = choose_device(self.device)
         teacher = replace(load_whisper(self.teacher, task.audio_window_s), source=task.teacher)
+        use_token(teacher.model, task.language, task.token)
         student = replace(load_vocabulary(self.student), source=task.student)
         return Job(teacher, student, task.language, task.settings, compute_dtype(task.settings.dtype, self.where))
 

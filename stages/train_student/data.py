@@ -12,7 +12,7 @@ from stages.train_student.batches import Batch, Collate, Row, read_batches
 from stages.train_student.filters import check_filters, reasons_to_leave_out
 from stages.train_student.settings import TrainSettings
 from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
+from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
 
 
 class TrainingData:
@@ -52,6 +52,7 @@ class TrainingData:
     def _check_teacher(self, teacher: ShardReader) -> None:
         wanted = {
             "language": self.language,
+            "token": token_of(self.student.model, self.language),
             "utterances": self.utterances.fingerprint(),
             "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
             "vocab_size": self.student.model.config.vocab_size,

@@ -23,6 +23,7 @@ from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Validation, validate_languages, validation_clips
 from stages.whisper.decode import Transcriber
 from stages.whisper.models import Whisper, compute_dtype, round_weights
+from stages.whisper.targets import token_of, use_token
 
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 Progress = Callable[[int, int, Losses], None]
@@ -40,6 +41,7 @@ class Source:
     utterances: AnyPath  # the folder of `train` and `validation`
     teacher: AnyPath | None  # of the teacher's shards, for method `clsr-kd` alone
     out: AnyPath
+    token: str | None = None  # the language whose token stands for `language` in prompts; None: as the base has it
 
     @cached_property
     def training(self) -> ShardReader:
@@ -98,6 +100,8 @@ def train_together(
     language's training.json says where its model lies.
     """
     dtype = compute_dtype(settings.dtype, device, training=True)
+    for one in sources:
+        use_token(base.model, one.language, one.token)
     facts = _facts(base, method, sources, settings, dtype, processes)
     if (done := processes.on_main(lambda: _finished(out, sources, facts, restart))) is not None:
         return done
@@ -159,6 +163,7 @@ def _facts(
         raise PipelineError(f"method {method} {'needs' if method == 'clsr-kd' else 'takes no'} teacher shards")
     of_each: dict[str, list[Any]] = {
         "language": [source.language for source in sources],
+        "token": [token_of(base.model, source.language) for source in sources],
         "training_utterances": [source.training.fingerprint() for source in sources],
         "validation_utterances": [source.validation.fingerprint() for source in sources],
         "teacher_shards": [source.scored and source.scored.fingerprint() for source in sources],

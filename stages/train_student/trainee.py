@@ -18,6 +18,7 @@ from stages.student.model import DistilWhisperForConditionalGeneration
 from stages.student.routing import Routing
 from stages.train_student.settings import Method, TrainSettings
 from stages.whisper.models import Whisper
+from stages.whisper.targets import token_of
 from stages.whisper.weights import write_weights
 from stages.whisper.window import cut_audio_window, restore_audio_window
 
@@ -74,7 +75,9 @@ class Trainee:
         That is an adapter alone, or a plain Whisper folder in float16 that any Whisper reader takes.
         """
         if self.adapter:
-            save_lora(self.adapter, out, {"languages": self.languages, **config})
+            tokens = {language: token_of(self.whisper.model, language) for language in self.languages}
+            others = {language: token for language, token in tokens.items() if token != language}
+            save_lora(self.adapter, out, {"languages": self.languages, "language_tokens": others, **config})
         elif self.student:
             for language, folder in folders.items():
                 save_experts(self.student, language, folder, config)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from stages.audio import is_silent
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper
-from stages.whisper.targets import prompt_ids
+from stages.whisper.targets import prompt_ids, token_of
 
 LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop: at least so many tokens, in at least so many copies of one piece
 LONGEST_PIECE = 32
@@ -70,8 +70,10 @@ class Transcriber:
     def __init__(self, whisper: Whisper, language: str, dtype: torch.dtype, cut_loops: bool = True):
         self.whisper, self.language, self.dtype, self.cut_loops = whisper, language, dtype, cut_loops
         self.log_mel = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)
-        self.spoken = {} if whisper.english_only else {"language": language, "task": "transcribe"}
+        self.spoken = {} if whisper.english_only else {"language": f"<|{language}|>", "task": "transcribe"}
         self.config = copy.deepcopy(whisper.model.generation_config)
+        if token := getattr(self.config, "lang_to_id", {}).get(f"<|{token_of(whisper.model, language)}|>"):
+            self.config.lang_to_id = {**self.config.lang_to_id, f"<|{language}|>": token}
         self.config.update(num_beams=1, do_sample=False, max_length=None)
         self.max_tokens = whisper.model.config.max_target_positions - len(prompt_ids(whisper, language))
         self.config.max_new_tokens = self.max_tokens

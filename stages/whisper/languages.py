@@ -1,22 +1,126 @@
-"""Language codes and names, as Whisper knows them."""
+"""Language codes and names: Whisper's own where it has a token for the language, else ISO 639's."""
 
 import difflib
+from functools import cache
+from typing import Any
 
+from langcodes import Language
+from language_data.names import get_trie_value, load_trie, normalize_name
+from language_data.util import data_filename
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from cache.errors import PipelineError
 
 # Written without spaces between words, so that words are no unit: scored by letters, and no space before a transcript.
 WITHOUT_SPACES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "shn", "th", "wuu", "yue", "zh"})
+# The standard's code of a language -> Whisper's, where the two differ. Bokmål is the Norwegian that Whisper calls `no`.
+WHISPERS_OWN = {"jv": "jw", "fil": "tl", "nb": "no"}
+NO_LANGUAGE = frozenset({"und", "mul", "zxx", "mis", "art"})
+# What may mean several languages that Whisper tells apart: which one is not for us to choose.
+AMBIGUOUS = {"sh": ("bs", "hr", "sr"), "zh-HK": ("yue", "zh"), "zh-MO": ("yue", "zh")}
+KEPT = {"sh": "sh", "hbs": "sh", "cnr": "cnr"}
+SHORTEST_NAME = 4
 
 
 def language_code(code_or_name: str) -> str:
-    """'Catalan' or 'ca' -> 'ca'. Raises PipelineError for what Whisper has no token for, naming near matches."""
+    """A code, a locale or a name ('ca', 'pt-BR', 'Norwegian Bokmål') -> the code that everything goes by.
+
+    That is Whisper's code where it has a token for the very same language, else the standard's shortest. Raises
+    PipelineError for what names no language, or more than one; a near match is only named there.
+    """
     key = code_or_name.strip().lower()
     if key in LANGUAGES:
         return key
     if key in TO_LANGUAGE_CODE:
         return TO_LANGUAGE_CODE[key]
-    near = difflib.get_close_matches(key, [*LANGUAGES, *TO_LANGUAGE_CODE], n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "give a code such as ca, or a name such as catalan"
-    raise PipelineError(f"unknown language '{code_or_name}': not one of Whisper's {len(LANGUAGES)}; {hint}")
+    found = _tag(key) or _named(key)
+    if found is None:
+        near = difflib.get_close_matches(key, [*LANGUAGES, *TO_LANGUAGE_CODE], n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give a code such as ca, or a name such as catalan"
+        raise PipelineError(f"unknown language '{code_or_name}': no such code or name; {hint}")
+    return _whispers(found, code_or_name)
+
+
+def _tag(key: str) -> Language | None:
+    """Read as a code of ISO 639 or BCP 47, with the parts that a locale adds."""
+    try:
+        given, found = Language.get(key, normalize=False), Language.get(key)
+    except ValueError:
+        return None
+    if given.language in KEPT:  # which the library writes as a kind of Serbian
+        return Language.make(KEPT[given.language])
+    known = found.language is not None and len(found.language) <= 3 and found.language not in NO_LANGUAGE
+    return found if known and found.is_valid() else None
+
+
+def _named(key: str) -> Language | None:
+    """By its English name, or its name for itself, letter by letter: the library's own search takes a name's beginning.
+
+    Some languages are named by a letter or two; what is so short is a code that is mistaken.
+    """
+    name = normalize_name(key)
+    if name.isascii() and len(name) < SHORTEST_NAME:
+        return None
+    if name in _english_names():
+        tag = get_trie_value(_english_names(), name)
+        return _tag("cnr" if name == "montenegrin" else tag)
+    try:
+        found = Language.find(key)
+    except LookupError:
+        return None
+    return _tag(found.to_tag()) if normalize_name(found.autonym()) == name else None
+
+
+@cache
+def _english_names() -> Any:
+    return load_trie(data_filename("trie/en/name_to_language.marisa"))
+
+
+def _whispers(found: Language, given: str) -> str:
+    own = str(found.language)
+    for tag in (own, f"{own}-{found.territory}"):
+        if tag in AMBIGUOUS:
+            meant = " or ".join(f"{code} ({language_name(code)})" for code in AMBIGUOUS[tag])
+            raise PipelineError(f"language '{given}' may mean more than one that Whisper tells apart: give {meant}")
+    for code in (own, str(found.prefer_macrolanguage().language)):  # `cmn` is what `zh` means
+        if (whispers := WHISPERS_OWN.get(code, code)) in LANGUAGES:
+            return whispers
+    return own
+
+
+def language_name(code: str) -> str:
+    """'ca' -> 'Catalan', 'gn' -> 'Guarani'; what has no name is its own."""
+    if code in LANGUAGES:
+        return LANGUAGES[code].title()
+    try:
+        name = Language.get(code, normalize=False).display_name()
+    except ValueError:
+        return code
+    return code if name.startswith("Unknown language") else name
+
+
+def taken_as(given: str, code: str) -> str | None:
+    """A line where `code` is not plainly what was given; None where it is."""
+    key = given.strip().lower()
+    if key in (code, language_name(code).lower()) or key in TO_LANGUAGE_CODE:
+        return None
+    return f"{given.strip()}: taken as {language_name(code)} ({code})"
+
+
+def token_language(code_or_name: str) -> str:
+    """The code of a language whose token another one may be given. Raises PipelineError where Whisper has none."""
+    code = language_code(code_or_name)
+    if code not in LANGUAGES:
+        raise PipelineError(f"{without_token(code)}; found '{code_or_name}' as a token")
+    return code
+
+
+def without_token(code: str) -> str:
+    return f"Whisper has no token for {language_name(code)} ({code})"
+
+
+def how_to_name_a_token(code: str) -> str:
+    return (
+        f"{without_token(code)}: name a related language's token, under which it is trained and transcribed, such as "
+        f"`languages: {{{code}: {{token: es}}}}` in the parameters, or --token es"
+    )

@@ -1,29 +1,62 @@
 """Target tokens and the decoder's inputs: one place, so that teacher and student read the same ones."""
 
 import torch
-from transformers import WhisperTokenizer
+from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache.errors import PipelineError
-from stages.whisper.languages import WITHOUT_SPACES
+from stages.whisper.languages import LANGUAGES, WITHOUT_SPACES, how_to_name_a_token, language_name, token_language
 from stages.whisper.models import Whisper
+
+
+def token_of(model: WhisperForConditionalGeneration, language: str) -> str:
+    """The language whose token stands for `language` in the model's prompts: its own, unless it was given another."""
+    return (getattr(model.config, "language_tokens", None) or {}).get(language, language)
+
+
+def use_token(model: WhisperForConditionalGeneration, language: str, token: str | None) -> None:
+    """From now on `language` is prompted by the token of the language `token`; None: as the model has it.
+
+    Kept in the model's configuration and saved with it. Raises PipelineError where the model already has another.
+    """
+    if token is None:
+        return
+    code, recorded = token_language(token), getattr(model.config, "language_tokens", None) or {}
+    if recorded.get(language, code) != code:
+        raise PipelineError(
+            f"{model.config.name_or_path or 'this model'} was trained for {language_name(language)} ({language}) under the "
+            f"token of '{recorded[language]}', asked for '{code}': they must agree"
+        )
+    model.config.language_tokens = {**recorded, language: code}
+
+
+def prompt_language(model: WhisperForConditionalGeneration, language: str) -> str:
+    """`<|es|>`, the token that stands for `language` in prompts. Raises PipelineError where it has none and was given none."""
+    code = token_of(model, language)
+    if code not in LANGUAGES:
+        raise PipelineError(how_to_name_a_token(language))
+    return f"<|{code}|>"
 
 
 def prompt_ids(whisper: Whisper, language: str) -> list[int]:
     """start of transcript, language, transcribe, no timestamps; an English-only model's prompt names neither of the two.
 
-    Raises PipelineError for a language that the model does not know.
+    Raises PipelineError for a language that the model does not know, and was given no other language's token for.
     """
-    if whisper.english_only and language != "en":
+    token = prompt_language(whisper.model, language)
+    if whisper.english_only and token != "<|en|>":
         raise PipelineError(
             f"{whisper.source} is an English-only model, the language is '{language}': expected a multilingual Whisper"
         )
-    chosen = [] if whisper.english_only else [f"<|{language}|>", "<|transcribe|>"]
+    chosen = [] if whisper.english_only else [token, "<|transcribe|>"]
     names = ["<|startoftranscript|>", *chosen, "<|notimestamps|>"]
     tokenizer = whisper.tokenizer
     ids = tokenizer.convert_tokens_to_ids(names)
     for name, token in zip(names, ids, strict=True):
         if token is None or token == tokenizer.unk_token_id:
-            raise PipelineError(f"{whisper.source}: no token {name}: it does not know this language")
+            raise PipelineError(
+                f"{whisper.source}: no token {name}: it does not know this language; give a model that does, or "
+                f"{how_to_name_a_token(language).partition(': ')[2]}"
+            )
     return ids
 
 
