@@ -34,20 +34,26 @@ def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
     """
     texts = reference, hypothesis
     default = [normalise(text, language) for text in texts]
-    units = jiwer.process_words(*(" ".join(words(text, language)) for text in default))
+    units = _words([" ".join(words(text, language)) for text in default])
     plain = [basic(text, language) for text in texts]
     written = [" ".join(text.split()) for text in texts]
     return {
         **_counts(units, [characters(text, language) for text in default]),
         **{operation: getattr(units, operation) for operation in OPERATIONS},
-        **_counts(jiwer.process_words(*plain), [basic_characters(text, language) for text in plain], "basic_"),
-        **_counts(jiwer.process_words(*written), written, "raw_"),
+        **_counts(_words(plain), [basic_characters(text, language) for text in plain], "basic_"),
+        **_counts(_words(written), written, "raw_"),
     }
+
+
+def _words(texts: list[str]) -> jiwer.WordOutput:
+    reference, hypothesis = texts
+    return jiwer.process_words(reference, hypothesis)
 
 
 def _counts(words: jiwer.WordOutput, texts: list[str], prefix: str = "") -> dict[str, int]:
     """`texts`: the reference and the hypothesis, as their characters are counted."""
-    characters = jiwer.process_characters(*texts)
+    reference, hypothesis = texts
+    characters = jiwer.process_characters(reference, hypothesis)
     return {
         f"{prefix}words": _length(words),
         f"{prefix}word_errors": _errors(words),
@@ -71,7 +77,7 @@ def totals(rows: list[Row]) -> dict[str, Any]:
     """
     _require_words(rows)
     counts = {name: sum(row[name] for row in rows) for name in ("words", "characters", *OPERATIONS)}
-    rates = {}
+    rates: dict[str, float | None] = {}
     for rate, (errors, reference_length) in RATES.items():
         length = sum(row[reference_length] for row in rows)
         rates[rate] = sum(row[errors] for row in rows) / length if length else None
