@@ -10,11 +10,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
+from cache.settings import Rerun
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
-from pipeline.options import examples, lang_option, params_of, printable, restart_option
+from pipeline.options import examples, lang_option, params_of, printable, rerun_options
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 
@@ -62,7 +63,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 @click.option("--corpus", type=click.Choice(CORPORA), help="Overrides the language's corpus; with --path.")
 @click.option("--path", "corpus_path", help="Where the corpus lies; for a dataset also its hub id.")
 @click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
-@restart_option
+@rerun_options
 @click.pass_context
 def prepare_command(
     ctx: click.Context,
@@ -70,13 +71,13 @@ def prepare_command(
     corpus: str | None,
     corpus_path: str | None,
     format_: str | None,
-    restart: bool,
+    rerun: Rerun,
 ) -> None:
     """Turns a corpus into utterance shards, per language and split."""
     from pipeline.commands.prepare import prepare
 
     params = params_of(ctx, prepare__format=format_)
-    prepare(params, languages, corpus, corpus_path, restart)
+    prepare(params, languages, corpus, corpus_path, rerun)
 
 
 @cli.command("report", epilog=examples("pipeline report"))

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from pipeline.options import examples, lang_option, languages_of, params_of, restart_option
+from cache.settings import Rerun
+from pipeline.options import examples, lang_option, languages_of, params_of, rerun_options
 
 METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
@@ -29,7 +30,7 @@ SYSTEMS = ("base", "teacher", *METHODS)
 @click.option("--seed", type=int)
 @click.option("--verify", is_flag=True, default=None, help="First check the hash of every shard that is read.")
 @click.option("--device", help="auto, cpu or cuda.")
-@restart_option
+@rerun_options
 @click.pass_context
 def train_student_command(
     ctx: click.Context,
@@ -38,7 +39,7 @@ def train_student_command(
     together: bool,
     student: str | None,
     device: str | None,
-    restart: bool,
+    rerun: Rerun,
     **train: Any,
 ) -> None:
     """Trains experts, or a baseline, on the shards; nothing of the teacher is opened."""
@@ -46,7 +47,7 @@ def train_student_command(
 
     changes = {name: value for name, value in train.items() if value is not None}
     params = params_of(ctx, student=student, device=device)
-    train_student(params, languages, list(methods), changes, restart, together)
+    train_student(params, languages, list(methods), changes, rerun, together)
 
 
 @click.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))

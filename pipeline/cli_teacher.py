@@ -2,18 +2,19 @@
 
 import click
 
-from pipeline.options import examples, lang_option, params_of, restart_option
+from cache.settings import Rerun
+from pipeline.options import examples, lang_option, params_of, rerun_options
 
 
 @click.command("adapt-teacher", epilog=examples("pipeline adapt-teacher --lang cs"))
 @lang_option
-@restart_option
+@rerun_options
 @click.pass_context
-def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: bool) -> None:
+def adapt_teacher_command(ctx: click.Context, languages: list[str], rerun: Rerun) -> None:
     """Fine-tunes the teacher on the language first, where teacher.adapt says so."""
     from pipeline.commands.train import adapt_teacher
 
-    adapt_teacher(params_of(ctx), languages, restart)
+    adapt_teacher(params_of(ctx), languages, rerun)
 
 
 @click.command(
@@ -38,7 +39,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], restart: boo
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This process, or the workers of a Ray cluster.")
 @click.option("--workers", type=int, help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.")
 @click.option("--ray-address", help="Default: RAY_ADDRESS, or a Ray cluster started here for this run.")
-@restart_option
+@rerun_options
 @click.pass_context
 def teacher_cache_command(
     ctx: click.Context,
@@ -53,7 +54,7 @@ def teacher_cache_command(
     engine: str | None,
     workers: int | None,
     ray_address: str | None,
-    restart: bool,
+    rerun: Rerun,
 ) -> None:
     """Runs the teacher once over the training split and keeps its top-k distributions."""
     from pipeline.commands.teacher_cache import teacher_cache
@@ -65,4 +66,4 @@ def teacher_cache_command(
     params = params_of(ctx, device=device, **changes, **flags, **cluster)
     if params.cluster.engine != "ray" and (workers or ray_address):
         raise click.UsageError("--workers and --ray-address need --engine ray")
-    teacher_cache(params, languages, restart)
+    teacher_cache(params, languages, rerun)

@@ -2,6 +2,7 @@
 
 from cache.errors import PipelineError
 from cache.files import read_json
+from cache.locks import sole_writer
 from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -15,10 +16,10 @@ def evaluate(params: Params, languages: list[str], systems: list[str], further: 
         split = f"test@{further}" if further else "test"
         utterances = params.paths.utterances / language / split
         for system in systems or _systems(params, language):
+            out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
             source = _source(params, language, system)
             model = load_any(source, params.audio_window_s)
-            out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
-            with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
+            with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
                 metrics = evaluate_split(
                     model, utterances, language, system, out, params.evaluate, device, source, progress.audio
                 )

@@ -4,6 +4,7 @@ import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, say
 from pipeline.params import Params, checked
@@ -12,7 +13,7 @@ from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
 
 
-def prepare(params: Params, languages: list[str], corpus: str | None, path: str | None, restart: bool) -> None:
+def prepare(params: Params, languages: list[str], corpus: str | None, path: str | None, rerun: Rerun) -> None:
     for language in chosen(params, languages):
         own = _own_corpus(params, language, corpus, path)
         further = {} if corpus else params.further_tests
@@ -20,7 +21,7 @@ def prepare(params: Params, languages: list[str], corpus: str | None, path: str 
             out = params.paths.utterances / language
             with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
                 splits = prepare_corpus(
-                    settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
+                    settings, params.prepare, language, out, params.audio_window_s, rerun, suffix, progress.audio
                 )
             for split in splits:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
 from pipeline.params import Params
@@ -13,7 +14,7 @@ from stages.teacher_cache.worker import Task
 from stages.whisper.models import find_model
 
 
-def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
+def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
     cache = on_ray if params.cluster.engine == "ray" else here
     for language in chosen(params, languages):
         utterances = params.paths.utterances / language / "train"
@@ -28,23 +29,23 @@ def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
             out,
         )
         with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
-            manifest = cache(task, params, restart, progress.audio)
+            manifest = cache(task, params, rerun, progress.audio)
         say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
 
 
-def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+def here(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
     student = load_vocabulary(task.student)
     return cache_teacher(
-        teacher, task.utterances, task.out, task.language, task.settings, device, restart, progress, student
+        teacher, task.utterances, task.out, task.language, task.settings, device, rerun, progress, student
     )
 
 
-def on_ray(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
     say(find_model(task.teacher)[1])
-    return cache_teacher_on_ray(task, params.cluster, params.device, restart, progress, say)
+    return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 
 def summary(manifest: dict[str, Any]) -> str:
