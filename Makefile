@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test test-real test-cluster lint clean
 
 demo: $(VENV)/.installed
+	@git rev-parse --git-dir > /dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pipeline report
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
+from cache.locks import sole_writer
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 
@@ -17,24 +19,30 @@ def convert(
     source: ShardReader,
     out: AnyPath,
     format: str,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     progress: Progress = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Writes the records of `source` to `out` in `format`, and returns the manifest; goes on where it was interrupted.
 
-    Raises PipelineError where a shard does not hold the records that its manifest says, or `out` holds others.
+    Raises PipelineError where a shard does not hold the records that its manifest says, or, where `rerun` is `refuse`, `out`
+    holds others.
     """
     if str(out.resolve()) == str(source.folder.resolve()):
         raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
-    writer = ShardWriter(out, source.kind, source.settings, format, restart)
-    _check_same(source, writer)
+    with sole_writer(out):
+        return _convert(source, ShardWriter(out, source.kind, source.settings, format, rerun), rerun, progress)
+
+
+def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress) -> dict[str, Any]:
+    out = writer.folder
+    _discard_others(source, writer, rerun)
     done, total = sum(source.rows[index] for index in writer.shards), sum(source.rows)
     progress(total if writer.complete else done, total, "")
     if writer.complete:
         return ShardReader(out, source.kind).manifest
     for index, rows in enumerate(source.rows):
         if index not in writer.shards:
-            writer.record(_converted(source, index, out, format))
+            writer.record(_converted(source, index, out, writer.format))
             done += rows
             progress(done, total, "")
     _copy(source.folder / LEFT_OUT, out / LEFT_OUT)
@@ -47,16 +55,18 @@ def convert(
     return writer.finish(**{name: value for name, value in source.manifest.items() if name not in _OF_HEADER})
 
 
-def _check_same(source: ShardReader, writer: ShardWriter) -> None:
+def _discard_others(source: ShardReader, writer: ShardWriter, rerun: Rerun) -> None:
     """Equal settings do not make equal records: another machine's rounding, a transcript that was corrected."""
     entries = ShardReader(writer.folder, source.kind).shards if writer.complete else list(writer.shards.values())
     expected = {entry["index"]: entry["content"] for entry in source.shards}
     found = {entry["index"]: entry["content"] for entry in entries}
     if not found.items() <= expected.items() or (writer.complete and found != expected):
-        raise PipelineError(
-            f"{writer.folder}: shards with the same settings, but other records than those of {source.folder}, are there "
-            "already: give another folder, or remove this one"
-        )
+        if rerun == "refuse":
+            raise PipelineError(
+                f"{writer.folder}: shards with the same settings, but other records than those of {source.folder}, are "
+                "there already: give --update or --restart to make them again, or another folder"
+            )
+        writer.discard()
 
 
 def _converted(source: ShardReader, index: int, out: AnyPath, format: str) -> dict[str, Any]:

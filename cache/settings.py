@@ -1,11 +1,15 @@
-"""Output made with other settings is never mixed in: it is refused by name, or removed where that was asked for."""
+"""Output made otherwise is never mixed in: it is refused by name, or removed where that was asked for."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
+
+# What becomes of a folder that holds earlier work. `refuse`: the same work is kept, other work is an error. `update`: the
+# same work is kept, other work is removed. `restart`: all is removed.
+Rerun = Literal["refuse", "update", "restart"]
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -19,17 +23,24 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(f"{name}: found {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in fields)
 
 
-def superseded(folder: AnyPath, found: dict[str, Any], wanted: dict[str, Any], restart: bool) -> bool:
-    """Whether `folder`, made with settings `found`, must be made again; then it has been emptied.
+def discard_if_changed(folder: AnyPath, found: dict[str, Any], wanted: dict[str, Any], rerun: Rerun) -> bool:
+    """Empties `folder`, made with settings `found`, where it must be made again; returns whether it did.
 
-    Raises PipelineError naming the fields that differ, unless `restart`.
+    Raises PipelineError naming the fields that differ, where `rerun` is `refuse`.
     """
     differing = differences(found, wanted)
-    if differing and not restart:
+    if not differing and rerun != "restart":
+        return False
+    if differing and rerun == "refuse":
         raise PipelineError(
-            f"{folder} was made with other settings ({differing}): give --restart to make it again, or another folder"
+            f"{folder} was made with other settings ({differing}): give --update or --restart to make it again, "
+            "or another folder"
         )
-    if differing:
-        storage.remove_tree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    return bool(differing)
+    empty(folder)
+    return True
+
+
+def empty(folder: AnyPath) -> None:
+    """Removes all that is in the folder."""
+    storage.remove_tree(folder)
+    folder.mkdir(parents=True, exist_ok=True)

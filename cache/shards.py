@@ -14,7 +14,7 @@ from cache.errors import PipelineError
 from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
-from cache.settings import plain, superseded
+from cache.settings import Rerun, discard_if_changed, empty, plain
 from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
@@ -29,12 +29,12 @@ FORMATS = {"parquet": parquet, "webdataset": webdataset}
 class ShardWriter:
     """Writes the shards of one folder; interrupted and made again with the same settings, it knows what is done.
 
-    settings: whatever the shards' content depends on (JSON values). Where the folder holds shards made with other
-    settings PipelineError names the fields that differ; with `restart` they are removed and the work begins again.
+    settings: whatever the shards' content depends on (JSON values). rerun: what becomes of shards that are there; where it
+    is `refuse` and they were made with other settings PipelineError names the fields that differ.
     """
 
     def __init__(
-        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", restart: bool = False
+        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", rerun: Rerun = "refuse"
     ):
         if format not in FORMATS:
             raise PipelineError(f"format '{format}': expected one of {', '.join(FORMATS)}")
@@ -42,18 +42,23 @@ class ShardWriter:
         self.settings = plain(settings)
         self.shards: dict[int, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self.complete = (folder / MANIFEST).exists() and not self._superseded(MANIFEST, restart)
-        if not self.complete and (folder / PROGRESS).exists() and not self._superseded(PROGRESS, restart):
+        self.complete = (folder / MANIFEST).exists() and not self._discard_if_changed(MANIFEST, rerun)
+        if not self.complete and (folder / PROGRESS).exists() and not self._discard_if_changed(PROGRESS, rerun):
             self._resume()
         if self.complete:
             (folder / PROGRESS).unlink(missing_ok=True)  # left by a kill between the two
         files.remove_temporaries(folder)
 
-    def _superseded(self, name: str, restart: bool) -> bool:
+    def _discard_if_changed(self, name: str, rerun: Rerun) -> bool:
         found = read_header(self.folder / name)
         wanted = {"format_version": FORMAT_VERSION, "kind": self.kind, "format": self.format}
         own = {field: found.get(field) for field in wanted}
-        return superseded(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, restart)
+        return discard_if_changed(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, rerun)
+
+    def discard(self) -> None:
+        """Removes all that is in the folder; the work begins again."""
+        empty(self.folder)
+        self.shards, self.complete = {}, False
 
     def _resume(self) -> None:
         sizes = storage.sizes(self.folder)

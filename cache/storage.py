@@ -65,6 +65,9 @@ class RemotePath(ProxyUPath):
     def is_dir(self) -> bool:
         return self._info().get("type") == "directory"
 
+    def stat(self, *, follow_symlinks: bool = True) -> Any:
+        return self._try(super().stat)
+
     def read_bytes(self) -> bytes:
         return self._try(lambda: self.fs.cat_file(self.path))
 

@@ -8,12 +8,13 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cache.settings import Rerun
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
-from pipeline.options import examples, lang_option, params_of, restart_option
+from pipeline.options import examples, lang_option, params_of, rerun_options
 
 CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 
@@ -72,7 +73,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
 )
 @click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
-@restart_option
+@rerun_options
 @click.pass_context
 def prepare_command(
     ctx: click.Context,
@@ -81,13 +82,13 @@ def prepare_command(
     corpus_path: str | None,
     columns: str | None,
     format_: str | None,
-    restart: bool,
+    rerun: Rerun,
 ) -> None:
     """Turns a corpus into utterance shards, per language and split."""
     from pipeline.commands.prepare import CorpusChoice, prepare
 
     params = params_of(ctx, prepare__format=format_)
-    prepare(params, languages, CorpusChoice(corpus, corpus_path, columns), restart)
+    prepare(params, languages, CorpusChoice(corpus, corpus_path, columns), rerun)
 
 
 @cli.command("report", epilog=examples("pipeline report"))

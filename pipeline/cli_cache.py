@@ -2,8 +2,9 @@
 
 import click
 
+from cache.settings import Rerun
 from cache.storage import AnyPath, path
-from pipeline.options import examples, restart_option
+from pipeline.options import examples, rerun_options
 
 
 def _place(ctx: click.Context, param: click.Parameter, value: str | None) -> AnyPath | None:
@@ -59,12 +60,12 @@ def verify_command(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> 
 @click.option(
     "--format", "format_", type=click.Choice(["parquet", "webdataset"]), required=True, help="Of OUT's shards."
 )
-@restart_option
-def convert_command(folder: AnyPath, out: AnyPath, format_: str, restart: bool) -> None:
+@rerun_options
+def convert_command(folder: AnyPath, out: AnyPath, format_: str, rerun: Rerun) -> None:
     """Writes the records of FOLDER to OUT in another format, not one bit of them changed."""
     from pipeline.commands.cache import convert
 
-    convert(folder, out, format_, restart)
+    convert(folder, out, format_, rerun)
 
 
 @cache_group.command("diff", epilog=examples("pipeline cache diff data/teacher/cs/train elsewhere/cs/train"))

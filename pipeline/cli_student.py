@@ -4,13 +4,14 @@ from typing import Any
 
 import click
 
+from cache.settings import Rerun
 from pipeline.options import (
     base_option,
     examples,
     lang_option,
     languages_of,
     params_of,
-    restart_option,
+    rerun_options,
     token_option,
     with_token,
 )
@@ -39,7 +40,7 @@ SYSTEMS = ("base", "teacher", *METHODS)
 @click.option("--seed", type=int)
 @click.option("--verify", is_flag=True, default=None, help="First check the hash of every shard that is read.")
 @click.option("--device", help="auto, cpu or cuda.")
-@restart_option
+@rerun_options
 @click.pass_context
 def train_student_command(
     ctx: click.Context,
@@ -49,7 +50,7 @@ def train_student_command(
     together: bool,
     student: str | None,
     device: str | None,
-    restart: bool,
+    rerun: Rerun,
     **train: Any,
 ) -> None:
     """Trains experts, or a baseline, on the shards; nothing of the teacher is opened."""
@@ -57,7 +58,7 @@ def train_student_command(
 
     changes = {name: value for name, value in train.items() if value is not None}
     params = params_of(ctx, student=student, device=device, **with_token(languages, token))
-    train_student(params, languages, list(methods), changes, restart, together)
+    train_student(params, languages, list(methods), changes, rerun, together)
 
 
 @click.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))

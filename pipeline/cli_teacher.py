@@ -2,19 +2,20 @@
 
 import click
 
-from pipeline.options import examples, lang_option, params_of, restart_option, token_option, with_token
+from cache.settings import Rerun
+from pipeline.options import examples, lang_option, params_of, rerun_options, token_option, with_token
 
 
 @click.command("adapt-teacher", epilog=examples("pipeline adapt-teacher --lang cs"))
 @lang_option
 @token_option
-@restart_option
+@rerun_options
 @click.pass_context
-def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, restart: bool) -> None:
+def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
     """Fine-tunes the teacher on the language first, where teacher.adapt says so."""
     from pipeline.commands.train import adapt_teacher
 
-    adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, restart)
+    adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)
 
 
 @click.command(
@@ -40,7 +41,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This process, or the workers of a Ray cluster.")
 @click.option("--workers", type=int, help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.")
 @click.option("--ray-address", help="Default: RAY_ADDRESS, or a Ray cluster started here for this run.")
-@restart_option
+@rerun_options
 @click.pass_context
 def teacher_cache_command(
     ctx: click.Context,
@@ -56,7 +57,7 @@ def teacher_cache_command(
     engine: str | None,
     workers: int | None,
     ray_address: str | None,
-    restart: bool,
+    rerun: Rerun,
 ) -> None:
     """Runs the teacher once over the training split and keeps its top-k distributions."""
     from pipeline.commands.teacher_cache import teacher_cache
@@ -68,4 +69,4 @@ def teacher_cache_command(
     params = params_of(ctx, device=device, **changes, **flags, **cluster, **with_token(languages, token))
     if params.cluster.engine != "ray" and (workers or ray_address):
         raise click.UsageError("--workers and --ray-address need --engine ray")
-    teacher_cache(params, languages, restart)
+    teacher_cache(params, languages, rerun)

@@ -3,20 +3,41 @@
 import json
 import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import click
 
 from cache.errors import PipelineError
 
-restart_option = click.option(
-    "--restart", is_flag=True, help="Where the output was made with other settings, remove it and begin again."
-)
 base_option = click.option(
     "--base",
     metavar="FOLDER_OR_ID",
     help="Where the base model of experts or of an adapter lies, if not where they name it; its weights are checked.",
 )
+
+
+def rerun_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --update and --restart; the command gets `rerun`, what becomes of earlier work."""
+
+    @click.option(
+        "--update",
+        is_flag=True,
+        help="Keep earlier work of the same settings, inputs and stage version; remove any other and make it again.",
+    )
+    @click.option(
+        "--restart",
+        is_flag=True,
+        help="Remove earlier work, whatever it is, and begin again. Where such a run is stopped, give the same command "
+        "without --restart to go on.",
+    )
+    @wraps(command)
+    def with_rerun(*arguments: Any, update: bool, restart: bool, **options: Any) -> None:
+        if update and restart:
+            raise click.UsageError("--update keeps the same work, --restart keeps none: give one of them")
+        command(*arguments, rerun="update" if update else "restart" if restart else "refuse", **options)
+
+    return with_rerun
 
 
 def examples(text: str) -> str:

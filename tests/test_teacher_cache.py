@@ -336,7 +336,7 @@ def test_another_top_k_is_refused_by_name_and_restart_makes_it_again(teacher, ut
         cache(teacher, utterances / "test", tmp_path / "teacher", top_k=4)
     assert str(tmp_path / "teacher") in str(caught.value)
     assert files_of(tmp_path / "teacher") == before
-    cache(teacher, utterances / "test", tmp_path / "teacher", top_k=4, restart=True)
+    cache(teacher, utterances / "test", tmp_path / "teacher", top_k=4, rerun="update")
     for row in sum(rows_of(tmp_path / "teacher"), []):
         assert row["top_counts"].max() == 4
 

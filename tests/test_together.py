@@ -191,15 +191,15 @@ def test_a_language_s_other_run_is_not_overwritten(corpora, tiny_whisper, tmp_pa
     ):
         train(corpora, tiny_whisper, models, "clsr", max_steps=1)
     assert files_of(models) == before
-    train(corpora, tiny_whisper, models, "clsr", max_steps=1, restart=True)
+    train(corpora, tiny_whisper, models, "clsr", max_steps=1, rerun="update")
     done = files_of(models)
     assert train(corpora, tiny_whisper, models, "clsr", max_steps=1, progress=None) is not None
     assert files_of(models) == done
     # a language's own run takes the place of its expert: the run on both is no longer done
     whisper = load_whisper(str(tiny_whisper), 1)
-    options = dict(restart=True)
+    options = dict(rerun="update")
     train_student(whisper, "clsr", "gl", corpora / "gl", None, models / "gl/clsr", recipe(max_steps=1), CPU, **options)
-    train(corpora, tiny_whisper, models, "clsr", max_steps=1, restart=True)
+    train(corpora, tiny_whisper, models, "clsr", max_steps=1, rerun="update")
     assert files_of(models) == done
 
 

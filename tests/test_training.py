@@ -197,7 +197,7 @@ def test_a_changed_setting_is_refused_by_name(finished, tiny_whisper, utterances
     assert files_of(tmp_path / "run") == before
     # what the weights do not depend on may change
     train(tiny_whisper, "clsr", utterances, tmp_path / "run", max_steps=steps, log_every=5, save_every=7)
-    result = train(tiny_whisper, "clsr", utterances, tmp_path / "run", max_steps=2, restart=True)
+    result = train(tiny_whisper, "clsr", utterances, tmp_path / "run", max_steps=2, rerun="update")
     assert result["settings"]["max_steps"] == result["steps"] == 2
 
 

@@ -7,6 +7,7 @@ from cache.compare import LIKELY, compare
 from cache.convert import convert as convert_shards
 from cache.errors import PipelineError
 from cache.facts import facts
+from cache.settings import Rerun
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
@@ -118,9 +119,9 @@ def _audio_faults(record: dict) -> list[str]:
     return [f"{name}: {one}, expected {other}" for name, (one, other) in found.items() if one != other]
 
 
-def convert(folder: AnyPath, out: AnyPath, format: str, restart: bool) -> None:
+def convert(folder: AnyPath, out: AnyPath, format: str, rerun: Rerun) -> None:
     with ProgressReport(f"cache convert {folder}", "records") as progress:
-        manifest = convert_shards(open_shards(folder), out, format, restart, progress)
+        manifest = convert_shards(open_shards(folder), out, format, rerun, progress)
     size = sum(entry["bytes"] for entry in manifest["shards"])
     print(f"{out}: {len(manifest['shards'])} {format} shards, {manifest['rows']} records, {size} bytes")
 

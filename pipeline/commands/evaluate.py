@@ -4,6 +4,7 @@ import torch
 
 from cache.errors import PipelineError
 from cache.files import read_json
+from cache.locks import sole_writer
 from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source, token
 from pipeline.errors import each
 from pipeline.params import Params
@@ -35,7 +36,7 @@ def _evaluate(
     model = load_any(source, params.audio_window_s, base)
     use_token(model.whisper.model, language, token(params, language))
     out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
-    with ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
+    with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(
             model, utterances, language, system, out, params.evaluate, device, source, progress.audio
         )

@@ -7,6 +7,7 @@ import torch
 
 from cache import storage
 from cache.errors import PipelineError
+from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.errors import each
@@ -34,7 +35,9 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
         raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
     named = base_facts(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S)
     config = {**named, "base_checked": checked, "source": source}
-    experts.write_expert(out, language, state, shared, config, _exact_precision(state))
+    with sole_writer(out):
+        _refuse_taken(out)
+        experts.write_expert(out, language, state, shared, config, _exact_precision(state))
     trained_beside = f"beside {base.source}, as its checkpoint has it"
     unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.source} was not checked"
     say(f"{out}: {_summary(facts(out))}; {trained_beside if checked else unchecked}")
@@ -57,7 +60,8 @@ def compress(
     }
     header = ("format_version", "parameters", "precision", "rank")
     carried = {name: value for name, value in config.items() if name not in header}
-    with ProgressReport(f"experts compress {folder}", "tensors") as progress:
+    with sole_writer(out), ProgressReport(f"experts compress {folder}", "tensors") as progress:
+        _refuse_taken(out)
         experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank, progress)
     say(f"{out}: {_summary(facts(out))}; {_kept(state, experts.read_expert(out, shared), shared)}")
 

@@ -7,6 +7,7 @@ import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT, NOTICED
 from pipeline.commands.common import chosen, say, token
 from pipeline.errors import each
@@ -30,7 +31,7 @@ class CorpusChoice:
     columns: str | None  # OURS=THEIRS, separated by commas
 
 
-def prepare(params: Params, languages: list[str], choice: CorpusChoice, restart: bool) -> None:
+def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: Rerun) -> None:
     further = [] if choice.corpus else list(params.further_tests)
 
     def prepare_one(item: tuple[str, str | None]) -> None:
@@ -38,17 +39,17 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, restart:
         if test is None and token(params, language) is None and language not in LANGUAGES:
             say(f"{how_to_name_a_token(language)}; its preparation needs none")
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
-        _prepare(params, language, settings, f"@{test}" if test else "", restart)
+        _prepare(params, language, settings, f"@{test}" if test else "", rerun)
 
     items = [(language, test) for language in chosen(params, languages) for test in [None, *further]]
     each(items, lambda item: f"{item[0]} {item[1] or ''}".strip(), prepare_one)
 
 
-def _prepare(params: Params, language: str, settings: CorpusSettings, suffix: str, restart: bool) -> None:
+def _prepare(params: Params, language: str, settings: CorpusSettings, suffix: str, rerun: Rerun) -> None:
     out = params.paths.utterances / language
     with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
         splits = prepare_corpus(
-            settings, params.prepare, language, out, params.audio_window_s, restart, suffix, progress.audio
+            settings, params.prepare, language, out, params.audio_window_s, rerun, suffix, progress.audio
         )
     for split in splits:
         _say_split(split)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT
-from pipeline.commands.common import chosen, chosen_device, load, say, teacher_source
+from pipeline.commands.common import chosen, chosen_device, load, needed_token, say, teacher_source
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -15,35 +16,35 @@ from stages.whisper.models import find_model
 from stages.whisper.targets import use_token
 
 
-def teacher_cache(params: Params, languages: list[str], restart: bool) -> None:
-    each(chosen(params, languages), str, lambda language: _teacher_cache(params, language, restart))
+def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
+    each(chosen(params, languages), str, lambda language: _teacher_cache(params, language, rerun))
 
 
-def _teacher_cache(params: Params, language: str, restart: bool) -> None:
+def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     utterances = params.paths.utterances / language / "train"
     out = params.paths.teacher / language / "train"
     teacher, token = teacher_source(params, language), needed_token(params, language)
     task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token)
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
-        manifest = cache(task, params, restart, progress.audio)
+        manifest = cache(task, params, rerun, progress.audio)
     say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
 
 
-def here(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+def here(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
     use_token(teacher.model, task.language, task.token)
     student = load_vocabulary(task.student)
     return cache_teacher(
-        teacher, task.utterances, task.out, task.language, task.settings, device, restart, progress, student
+        teacher, task.utterances, task.out, task.language, task.settings, device, rerun, progress, student
     )
 
 
-def on_ray(task: Task, params: Params, restart: bool, progress: Progress) -> dict[str, Any]:
+def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
     say(find_model(task.teacher)[1])
-    return cache_teacher_on_ray(task, params.cluster, params.device, restart, progress, say)
+    return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -22,6 +22,9 @@ from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.models import compute_dtype, round_weights
 from stages.whisper.targets import token_of
 
+# Raise it whenever the same model and utterances give other metrics or rows.
+EVALUATE_VERSION = 1
+
 
 @dataclass
 class Utterance:
@@ -63,6 +66,7 @@ def evaluate(
             rows.append({**facts, "reference": utterance.text, **decoded, **counts})
         progress(len(rows) + len(unscored), sum(reader.rows), seconds)
     metrics = {
+        "evaluate_version": EVALUATE_VERSION,
         "language": language,
         "token": token_of(model.whisper.model, language),
         "system": system,
@@ -82,9 +86,15 @@ def evaluate(
         "unscored": unscored,
     }
     order = {row["id"]: number for number, row in enumerate(_ids(reader))}
-    files.write_jsonl(out.with_suffix(".utterances.jsonl"), sorted(rows, key=lambda row: order[row["id"]]))
-    files.write_json(out, metrics)
+    _write(out, metrics, sorted(rows, key=lambda row: order[row["id"]]))
     return metrics
+
+
+def _write(out: AnyPath, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Metrics never stand beside another run's rows: the old ones go first, the new ones come last."""
+    out.unlink(missing_ok=True)
+    files.write_jsonl(out.with_suffix(".utterances.jsonl"), rows)
+    files.write_json(out, metrics)
 
 
 def _ids(reader: ShardReader) -> Iterator[dict]:

@@ -6,11 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from cache import storage
 from cache.errors import PipelineError
-from cache.storage import AnyPath, RemotePath
+from cache.storage import AnyPath
 
 SPLITS = ("test", "validation", "train")  # the order of preparation: of two equal recordings the first is kept
 
@@ -23,7 +21,7 @@ class Item:
     speaker: str  # "" where the corpus does not say
     group: str  # what a subset must not tear apart: a scene, a speaker
     source: str  # where the audio lies within the corpus
-    size: int | None = None  # bytes of audio, for a callable; a path is asked
+    version: str = ""  # of what a callable fetches: changes with its bytes; "" where the corpus cannot tell
     excluded: tuple[str, str] | None = None  # reason and detail, where its split must do without it
 
 
@@ -51,13 +49,11 @@ def unique_ids(items: list[Item]) -> list[Item]:
     return result
 
 
-def items_sha256(items: list[Item]) -> str:
-    """Changes with any id, text or recording; with a recording's size, not its date: a touch is no reason to redo."""
+def transcripts_sha256(items: list[Item]) -> str:
+    """Changes with all that is said of the recordings: ids, texts, speakers, groups, places, what is excluded, their order."""
     digest = hashlib.sha256()
-    stored = _stored_sizes(items)
     for item in items:
-        size = stored.get(item.audio) if isinstance(item.audio, RemotePath) else _bytes(item)
-        row = [item.id, item.text, item.speaker, item.group, item.source, size]
+        row = [item.id, item.text, item.speaker, item.group, item.source, item.excluded]
         try:
             digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         except UnicodeEncodeError:
@@ -65,21 +61,6 @@ def items_sha256(items: list[Item]) -> str:
                 f"item {item.id!r}: text or name is not valid Unicode, correct it in the corpus"
             ) from None
     return digest.hexdigest()
-
-
-def _stored_sizes(items: list[Item]) -> dict[RemotePath, int]:
-    """Of the recordings that lie in a store: one listing for each folder, where asking for each would take hours."""
-    folders = {item.audio.parent for item in items if isinstance(item.audio, RemotePath)}
-    return {folder / name: size for folder in folders for name, size in storage.sizes(folder).items()}
-
-
-def _bytes(item: Item) -> int | None:
-    if not isinstance(item.audio, Path):
-        return item.size
-    try:
-        return item.audio.stat().st_size
-    except (OSError, ValueError):  # ValueError: a null character in the name
-        return None
 
 
 def split_by_group(sizes: dict[str, int], shares: dict[str, float], largest: float = math.inf) -> dict[str, str]:

@@ -6,19 +6,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from cache import files, storage
 from cache.errors import PipelineError
+from cache.locks import sole_writer
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, ShardReader, ShardWriter
 from cache.storage import AnyPath
+from stages.prepare.contents import combined_sha256, contents_sha256
 from stages.prepare.corpora import read_corpus
-from stages.prepare.items import SPLITS, Corpus, Item, items_sha256
+from stages.prepare.items import SPLITS, Corpus, Item, transcripts_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.prepare.unread import discard_if_readable_now
 from stages.prepare.unusable import nothing_usable
 from stages.prepare.utterances import Listed, Made, as_duplicate, make_utterance
 
-PREPARE_VERSION = 2  # raised whenever the same items would give other records
+# Raise it whenever the same corpus and settings give other records: work of another version is made again.
+PREPARE_VERSION = 2
 KIND = "utterances"
 LIMITS = {"min_seconds", "max_missing_seconds", "max_clipped", "max_characters_per_second"}
 THREADS = 4  # at most: decoding, resampling and FLAC release the interpreter lock
@@ -44,7 +50,7 @@ def prepare(
     language: str,
     out: AnyPath,
     max_seconds: float,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     split_suffix: str = "",
     progress: Progress = lambda done, total, seconds: None,
 ) -> list[SplitSummary]:
@@ -52,52 +58,74 @@ def prepare(
 
     out: the language's folder. max_seconds: the audio window; train and validation hold nothing longer, test does.
     split_suffix: for a further test corpus, "@fleurs"; then only `<out>/test@fleurs` is written.
-    Raises PipelineError where the folder was made otherwise (unless `restart`) or a split has nothing usable.
+    Raises PipelineError where a split has nothing usable, or, where `rerun` is `refuse`, the folder was made otherwise.
     """
-    wanted = ("test",) if split_suffix else SPLITS
-    corpus = read_corpus(corpus_settings, language, wanted)
-    if not corpus.splits:
-        what = "test split" if split_suffix else "splits"
-        raise PipelineError(
-            f"corpus {corpus_settings.name} has no {what}: {'; '.join(corpus.notes) or 'choose another'}"
-        )
-    if not split_suffix:
-        _clear_foreign_splits(corpus, corpus_settings.name, out, restart)
-    # Every folder is opened before any work is done, so that a refusal comes at once.
-    writers = {
-        split + split_suffix: ShardWriter(out / (split + split_suffix), KIND, facts, settings.format, restart)
-        for split, facts in _split_settings(corpus, corpus_settings, settings, language, max_seconds).items()
-    }
-    work = _Work(corpus, corpus_settings.name, language, settings, max_seconds, writers, progress)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+    corpus = _read(corpus_settings, language, ("test",) if split_suffix else SPLITS)
+    with sole_writer(out), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         try:
+            contents = _contents(corpus, out.with_name(out.name + split_suffix), pool, progress)
+            if not split_suffix:
+                _discard_foreign_splits(corpus, corpus_settings.name, out, rerun)
+            # Every folder is opened before any work is done, so that a refusal comes at once.
+            writers = {
+                split + split_suffix: ShardWriter(out / (split + split_suffix), KIND, facts, settings.format, rerun)
+                for split, facts in _split_settings(
+                    corpus, contents, corpus_settings, settings, language, max_seconds
+                ).items()
+            }
+            work = _Work(corpus, corpus_settings.name, language, settings, max_seconds, writers, progress)
+            parts = [(work.writers[s + split_suffix], items, work.maker(s)) for s, items in corpus.splits.items()]
+            discard_if_readable_now(parts, rerun, pool)
             return [work.split(split, split + split_suffix, pool) for split in SPLITS if split in corpus.splits]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _clear_foreign_splits(corpus: Corpus, name: str, out: AnyPath, restart: bool) -> None:
+def _read(settings: CorpusSettings, language: str, wanted: tuple[str, ...]) -> Corpus:
+    corpus = read_corpus(settings, language, wanted)
+    if not corpus.splits:
+        what = "test split" if wanted == ("test",) else "splits"
+        raise PipelineError(f"corpus {settings.name} has no {what}: {'; '.join(corpus.notes) or 'choose another'}")
+    return corpus
+
+
+def _contents(
+    corpus: Corpus, out: AnyPath, pool: ThreadPoolExecutor, progress: Progress
+) -> dict[str, list[str | None]]:
+    """By split, of each item what its recording holds."""
+    items = [item for split in corpus.splits.values() for item in split]
+    progress(0, len(items), 0.0)
+    found = iter(contents_sha256(items, out, pool))
+    return {split: list(islice(found, len(own))) for split, own in corpus.splits.items()}
+
+
+def _discard_foreign_splits(corpus: Corpus, name: str, out: AnyPath, rerun: Rerun) -> None:
     """A split that this corpus lacks may still lie there from another corpus, and would be trained or tested on."""
     for folder in (out / split for split in SPLITS if split not in corpus.splits):
         if (folder / MANIFEST).exists() or (folder / PROGRESS).exists():
-            if not restart:
+            if rerun == "refuse":
                 why = f" ({'; '.join(corpus.notes)})" if corpus.notes else ""
                 raise PipelineError(
                     f"{folder} was made from another corpus, {name} has no such split{why}: "
-                    "give --restart to remove it, or another folder"
+                    "give --update or --restart to remove it, or another folder"
                 )
             storage.remove_tree(folder)
 
 
 def _split_settings(
-    corpus: Corpus, corpus_settings: CorpusSettings, settings: PrepareSettings, language: str, max_seconds: float
+    corpus: Corpus,
+    contents: dict[str, list[str | None]],
+    corpus_settings: CorpusSettings,
+    settings: PrepareSettings,
+    language: str,
+    max_seconds: float,
 ) -> dict[str, dict[str, Any]]:
     """All that each split's shards depend on, in the order of preparation."""
     chosen = corpus_settings.model_dump(mode="json")
     result, before = {}, ""
     for split in (split for split in SPLITS if split in corpus.splits):
-        items = items_sha256(corpus.splits[split])
+        transcripts, recordings = transcripts_sha256(corpus.splits[split]), combined_sha256(contents[split])
         result[split] = {
             "prepare_version": PREPARE_VERSION,
             "language": language,
@@ -108,10 +136,11 @@ def _split_settings(
             "untranscribed": split == "train" and settings.untranscribed,
             "max_seconds": _longest(split, max_seconds),
             "shard_rows": settings.shard_rows,
-            "items": items,
-            "items_before": before,  # a recording that is in an earlier split too is left out of this one
+            "transcripts": transcripts,
+            "recordings": recordings,
+            "splits_before": before,  # a recording that is in an earlier split too is left out of this one
         }
-        before += items
+        before += transcripts + recordings
     return result
 
 
@@ -166,12 +195,15 @@ class _Work:
                 writer.write(index, records, seconds=sum((record["seconds"] for record in records), 0.0), **lists)
         return self._finish(split, label, items)
 
+    def maker(self, split: str) -> Callable[[Item], Made | Listed]:
+        longest = _longest(split, self.max_seconds)
+        return partial(make_utterance, settings=self.settings, split=split, max_seconds=longest)
+
     def _make_shard(
         self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor
     ) -> tuple[list[dict], dict[str, list[dict]]]:
         """The records, and the lines of what is left out and of what is noticed."""
-        longest = _longest(split, self.max_seconds)
-        make = partial(make_utterance, settings=self.settings, split=split, max_seconds=longest)
+        make = self.maker(split)
         records: list[dict] = []
         left_out: list[Listed] = []
         noticed: list[Listed] = []

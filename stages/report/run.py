@@ -6,6 +6,7 @@ from html import escape
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache.files import write_json, write_text
+from cache.locks import sole_writer
 from cache.storage import AnyPath
 from stages.report.comparison import as_numbers, compare
 from stages.report.curves import curve_csv, read_curves
@@ -23,14 +24,22 @@ def write_report(
     comparisons = compare(read_results(metrics), resamples)
     curves = read_curves(models)
     page = make_page(title, comparisons, curves, models, resamples)
-    for figure in page.figures:
-        write_text(out / "figures" / f"{figure.name}.svg", figure.file)
-    for (language, method), points in curves.items():
-        write_text(out / "curves" / f"{language}-{method}.csv", curve_csv(points))
-    write_json(out / "comparison.json", as_numbers(comparisons, title, resamples))
-    write_text(out / "report.md", _rendered("report.md.jinja", page))
-    write_text(out / "index.html", _rendered("report.html.jinja", page))
+    with sole_writer(out):
+        _replace(out / "figures", ".svg", {figure.name: figure.file for figure in page.figures})
+        _replace(out / "curves", ".csv", {f"{lang}-{method}": curve_csv(c) for (lang, method), c in curves.items()})
+        write_json(out / "comparison.json", as_numbers(comparisons, title, resamples))
+        write_text(out / "report.md", _rendered("report.md.jinja", page))
+        write_text(out / "index.html", _rendered("report.html.jinja", page))
     return out / "index.html"
+
+
+def _replace(folder: AnyPath, ending: str, texts: dict[str, str]) -> None:
+    """Writes the files; those of systems that are there no more are removed."""
+    for path in folder.glob(f"*{ending}"):
+        if path.name.removesuffix(ending) not in texts:
+            path.unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_text(folder / f"{name}{ending}", text)
 
 
 def _rendered(template: str, page: Page) -> str:

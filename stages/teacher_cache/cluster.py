@@ -15,10 +15,12 @@ from typing import Any
 from cache import storage
 from cache.errors import PipelineError
 from cache.files import remove_temporaries
-from cache.shards import ShardReader, ShardWriter
+from cache.locks import sole_writer
+from cache.settings import Rerun
+from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.teacher_cache.pool import Plan, Pool, Say, short
-from stages.teacher_cache.run import Done, Progress, completed, finish
+from stages.teacher_cache.run import Done, Progress, completed, finish, opened
 from stages.teacher_cache.settings import ClusterSettings
 from stages.teacher_cache.worker import Task
 
@@ -30,7 +32,7 @@ def cache_teacher_on_ray(
     task: Task,
     cluster: ClusterSettings,
     device: str,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     progress: Progress = lambda done, total, seconds: None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -39,12 +41,12 @@ def cache_teacher_on_ray(
     say: is told of the workers, and of those that die.
     """
     source = ShardReader(task.utterances, "utterances")
-    with connected(cluster.address) as ray:
+    with sole_writer(task.out), connected(cluster.address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         plan = planned(nodes, cluster, device, len(source.shards))
         say(f"Ray: machines: {len(nodes)}, workers: {plan.workers}, of each: CPUs: {plan.cpus}, GPUs: {plan.gpus}")
         with Pool(ray, task, plan, device, say) as pool:
-            writer = ShardWriter(task.out, "teacher", pool.open(source), task.settings.format, restart)
+            writer = opened(task.out, pool.open(source), task.settings.format, rerun)
             if writer.complete:
                 return completed(writer)
             waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
@@ -53,8 +55,8 @@ def cache_teacher_on_ray(
                 if entry["batch_size"] < task.settings.batch_size:
                     say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")
                 writer.record(entry)
-    remove_temporaries(task.out)  # of workers that died
-    return finish(writer)
+        remove_temporaries(task.out)  # of workers that died
+        return finish(writer)
 
 
 def planned(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str, shards: int) -> Plan:

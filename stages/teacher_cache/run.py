@@ -7,14 +7,19 @@ import numpy as np
 import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
+from cache.locks import sole_writer
 from cache.npy import npy_bytes
+from cache.settings import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
+from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.shard import Job, ScoredShard, ShardScorer
+from stages.teacher_cache.shard import ScoredShard, ShardScorer
 from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
 from stages.whisper.models import Whisper, compute_dtype
 
+# Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
+TEACHER_CACHE_VERSION = 1
 PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
 Progress = Callable[[int, int, float], None]
 
@@ -26,7 +31,7 @@ def cache_teacher(
     language: str,
     settings: TeacherCacheSettings,
     device: torch.device,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     progress: Progress = lambda done, total, seconds: None,
     student: Vocabulary | None = None,
 ) -> dict[str, Any]:
@@ -37,16 +42,22 @@ def cache_teacher(
     """
     source = ShardReader(utterances, "utterances")
     job = Job(teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device))
-    writer = ShardWriter(out, "teacher", job.facts(source), settings.format, restart)
-    if writer.complete:
-        return completed(writer)
-    teacher.model.to(device)
-    done = Done(progress, source, writer)
-    waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-    shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
-    for shard in ShardScorer(job).run(shards, done.add):
-        writer.record(write_scored(out, settings.format, shard, source))
-    return finish(writer)
+    with sole_writer(out):
+        writer = opened(out, job.facts(source), settings.format, rerun)
+        if writer.complete:
+            return completed(writer)
+        teacher.model.to(device)
+        done = Done(progress, source, writer)
+        waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
+        shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
+        for shard in ShardScorer(job).run(shards, done.add):
+            writer.record(write_scored(out, settings.format, shard, source))
+        return finish(writer)
+
+
+def opened(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
+    """facts: whatever the records depend on beside the version of this stage."""
+    return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **facts}, format, rerun)
 
 
 class Done:

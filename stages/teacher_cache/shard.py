@@ -3,24 +3,21 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from cache.errors import PipelineError, is_out_of_memory
-from cache.shards import ShardReader
 from stages import scoring
 from stages.audio import decode_flac, is_silent
 from stages.prefetch import map_batches, prefetch
-from stages.teacher_cache.score import Scorer
-from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
+from stages.teacher_cache.job import Job
+from stages.teacher_cache.vocabulary import TokenMap
 from stages.whisper.decode import Transcriber, Transcript
 from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, fast_products, round_weights, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
+from stages.whisper.models import fast_products, round_weights
+from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
@@ -78,65 +75,6 @@ class _Shard:
     batch_size: int  # the smallest in use while it was made
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
     tails: dict[int, np.ndarray] = field(default_factory=dict)  # by each batch's first row
-
-
-@dataclass
-class Job:
-    """One teacher, one language, one way to cache: what every shard has in common."""
-
-    teacher: Whisper
-    student: Vocabulary
-    language: str
-    settings: TeacherCacheSettings
-    dtype: torch.dtype
-
-    @cached_property
-    def tokens(self) -> TokenMap:
-        return map_tokens(vocabulary_of(self.teacher), self.student)
-
-    def facts(self, source: ShardReader) -> dict[str, Any]:
-        """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
-        settings, model = self.settings, self.teacher.model
-        if not settings.top_k < min(model.config.vocab_size, self.student.size):
-            raise PipelineError(f"top_k is {settings.top_k}, expected less than the vocabulary's {self.student.size}")
-        if self.student.size > np.iinfo(np.uint16).max + 1:
-            raise PipelineError(f"{self.student.source}: vocabulary of {self.student.size}, expected at most 65536")
-        return {
-            "language": self.language,
-            "token": token_of(self.teacher.model, self.language),
-            "split": source.manifest["split"],
-            "utterances": source.fingerprint(),
-            "teacher": self.teacher.source,
-            "teacher_weights": self.teacher.fingerprint,
-            "teacher_vocab_size": model.config.vocab_size,
-            "mel_bins": model.config.num_mel_bins,
-            "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
-            "vocab_size": self.student.size,
-            "prompt": self._student_prompt(),
-            "targets": settings.targets,
-            "transcribed": scoring.NORMALISER if settings.hears else None,
-            "audio_window_s": self.teacher.audio_window_s,
-            "top_p": settings.top_p,
-            "min_k": settings.fewest,
-            "top_k": settings.top_k,
-            "bits": settings.bits,
-            "temperature": 1.0,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-        }
-
-    def _student_prompt(self) -> list[int]:
-        ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
-        if (ids < 0).any():
-            raise PipelineError(
-                f"{self.student.source} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
-                f"{self.teacher.source} knows"
-            )
-        return ids.tolist()
-
-    def scorer(self) -> Scorer:
-        prompt = prompt_ids(self.teacher, self.language)
-        return Scorer(self.teacher, prompt, self.tokens, self.settings, self.dtype)
 
 
 class ShardScorer:

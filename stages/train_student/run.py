@@ -1,6 +1,7 @@
 """One training run from shards to a student's folder, or to one for each of several languages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 
 from cache import files
 from cache.errors import PipelineError
-from cache.settings import plain, superseded
+from cache.locks import sole_writer
+from cache.settings import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.student.base import base_facts
@@ -25,6 +27,8 @@ from stages.whisper.decode import Transcriber
 from stages.whisper.models import Whisper, compute_dtype, round_weights
 from stages.whisper.targets import token_of, use_token
 
+# Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
+TRAIN_VERSION = 1
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 Progress = Callable[[int, int, Losses], None]
 
@@ -70,7 +74,7 @@ def train_student(
     out: AnyPath,
     settings: TrainSettings,
     device: torch.device,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     progress: Progress = _silent,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def train_student(
     returns the facts of the run, which also lie in `out`/training.json.
     """
     source = Source(language, utterances, teacher, out)
-    return train_together(base, method, [source], out, settings, device, restart, progress, processes)
+    return train_together(base, method, [source], out, settings, device, rerun, progress, processes)
 
 
 def train_together(
@@ -90,7 +94,7 @@ def train_together(
     out: AnyPath,
     settings: TrainSettings,
     device: torch.device,
-    restart: bool = False,
+    rerun: Rerun = "refuse",
     progress: Progress = _silent,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
@@ -99,11 +103,34 @@ def train_together(
     Experts go to their language's folder. What the languages share goes to `out`, with the curve and the run's facts; each
     language's training.json says where its model lies.
     """
-    dtype = compute_dtype(settings.dtype, device, training=True)
     for one in sources:
         use_token(base.model, one.language, one.token)
+    with _sole_writer([*(source.out for source in sources), out], processes):
+        return _train(base, method, sources, out, settings, device, rerun, progress, processes)
+
+
+@contextmanager
+def _sole_writer(folders: list[AnyPath], processes: Processes) -> Iterator[None]:
+    """Of the processes that train together the main one alone writes."""
+    with ExitStack() as held:
+        processes.on_main(lambda: held.enter_context(sole_writer(*folders)))
+        yield
+
+
+def _train(
+    base: Whisper,
+    method: Method,
+    sources: Sequence[Source],
+    out: AnyPath,
+    settings: TrainSettings,
+    device: torch.device,
+    rerun: Rerun,
+    progress: Progress,
+    processes: Processes,
+) -> dict[str, Any]:
+    dtype = compute_dtype(settings.dtype, device, training=True)
     facts = _facts(base, method, sources, settings, dtype, processes)
-    if (done := processes.on_main(lambda: _finished(out, sources, facts, restart))) is not None:
+    if (done := processes.on_main(lambda: _finished(out, sources, facts, rerun))) is not None:
         return done
     # before the folder is claimed: what is refused here must not stand in the way of the next run
     for source in sources if settings.verify else []:
@@ -170,6 +197,7 @@ def _facts(
     }
     return plain(
         {
+            "train_version": TRAIN_VERSION,
             "method": method,
             "base": base.source,
             "base_weights": base.fingerprint,
@@ -182,10 +210,10 @@ def _facts(
     )
 
 
-def _finished(out: AnyPath, sources: Sequence[Source], facts: dict[str, Any], restart: bool) -> dict[str, Any] | None:
+def _finished(out: AnyPath, sources: Sequence[Source], facts: dict[str, Any], rerun: Rerun) -> dict[str, Any] | None:
     """The result where the run is already done, in all its folders.
 
-    Raises PipelineError where one of them holds another run, unless `restart`.
+    Raises PipelineError where one of them holds another run and `rerun` is `refuse`.
     """
     results = []
     for folder in dict.fromkeys([*(source.out for source in sources), out]):
@@ -193,7 +221,7 @@ def _finished(out: AnyPath, sources: Sequence[Source], facts: dict[str, Any], re
         for name in (RESULT, PROGRESS):
             if (folder / name).exists():
                 earlier = files.read_json(folder / name)
-                if not superseded(folder, earlier["settings"], facts, restart) and name == RESULT:
+                if not discard_if_changed(folder, earlier["settings"], facts, rerun) and name == RESULT:
                     found = earlier
         results.append(found)
         files.remove_temporaries(folder)

@@ -21,8 +21,9 @@ from cache import parquet
 from cache.distributions import stored_log_probs
 from cache.records import FIELDS
 from stages.audio import decode_flac
+from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.shard import Job, ShardScorer
+from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
 from stages.whisper.features import LogMel
 from stages.whisper.models import Whisper

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from cache.distributions import stored_log_probs
 from stages.audio import decode_flac
+from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.shard import Job, ShardScorer
+from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
 from stages.train_student.losses import TeacherTargets
 from stages.train_student.projection import Objective, logits_to_gradient_

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY
+from cache.settings import Rerun
 from cache.shards import ShardReader, ShardWriter
 
 FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
@@ -215,23 +217,32 @@ def test_another_format_or_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_restart_removes_what_other_settings_made(finished, tmp_path):
+@pytest.mark.parametrize("rerun", ["update", "restart"])
+def test_what_other_settings_made_is_removed_where_asked_for(rerun, finished, tmp_path):
     writer = ShardWriter(tmp_path, "teacher", SETTINGS)
     writer.write(0, [record(0)])
     writer.write(7, [record(1)])
     if finished:
         writer.finish()
-    changed = ShardWriter(tmp_path, "teacher", {**SETTINGS, "top_k": 9}, restart=True)
+    changed = ShardWriter(tmp_path, "teacher", {**SETTINGS, "top_k": 9}, rerun=rerun)
     assert list(tmp_path.iterdir()) == []
     assert not changed.complete
     assert changed.shards == {}
 
 
-def test_restart_with_the_same_settings_keeps_what_is_done(tmp_path):
-    make(tmp_path)
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_same_work_is_kept_unless_restart_is_asked_for(finished, tmp_path):
+    writer = ShardWriter(tmp_path, "teacher", SETTINGS)
+    writer.write(0, [record(0)])
+    if finished:
+        writer.finish()
     before = contents(tmp_path)
-    assert ShardWriter(tmp_path, "teacher", SETTINGS, restart=True).complete
-    assert contents(tmp_path) == before
+    for rerun in ("refuse", "update"):
+        again = ShardWriter(tmp_path, "teacher", SETTINGS, rerun=rerun)
+        assert (again.complete, list(again.shards)) == (finished, [] if finished else [0])
+        assert contents(tmp_path) == before
+    again = ShardWriter(tmp_path, "teacher", SETTINGS, rerun="restart")
+    assert (again.complete, again.shards, contents(tmp_path)) == (False, {}, {})
 
 
 # Damaged or foreign
@@ -329,11 +340,11 @@ def test_reading_a_foreign_manifest(text, tmp_path):
 @FOREIGN
 @pytest.mark.parametrize("name", ["manifest.json", "progress.json"])
 def test_writing_beside_a_foreign_manifest(name, text, tmp_path):
-    """Refused, and with `restart` too: what this project did not write it does not remove."""
+    """Refused, and where the work is to begin again, too: what this project did not write it does not remove."""
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     (tmp_path / "precious").write_text("mine")
-    for restart in (False, True):
-        assert str(tmp_path) in refusal(lambda: ShardWriter(tmp_path, "teacher", SETTINGS, restart=restart))  # noqa: B023
+    for rerun in get_args(Rerun):
+        assert str(tmp_path) in refusal(lambda: ShardWriter(tmp_path, "teacher", SETTINGS, rerun=rerun))  # noqa: B023
     assert (tmp_path / "precious").read_text() == "mine"
 
 
@@ -389,8 +400,8 @@ def test_an_entry_that_is_no_shard_of_this_folder(entry, tmp_path):
         found = refusal(action)
         assert f"{folder / 'manifest.json'}: a shard's entry is {str(entry)[:80]}, expected" in found
     (folder / "manifest.json").rename(folder / "progress.json")
-    for restart in (False, True):
-        found = refusal(lambda: ShardWriter(folder, "teacher", SETTINGS, restart=restart))  # noqa: B023
+    for rerun in get_args(Rerun):
+        found = refusal(lambda: ShardWriter(folder, "teacher", SETTINGS, rerun=rerun))  # noqa: B023
         assert f"{folder / 'progress.json'}: a shard's entry is" in found
     assert (folder / "progress.json").read_text() == text
 

@@ -314,7 +314,7 @@ def test_files_that_could_not_be_removed_are_noticed(memory, pauses, monkeypatch
 
 
 def write_shards(folder: AnyPath, stop_after: int = 3) -> None:
-    writer = ShardWriter(folder, "utterances", {"made": 1}, restart=True)
+    writer = ShardWriter(folder, "utterances", {"made": 1}, rerun="update")
     for index in [index for index in range(3) if index not in writer.shards][:stop_after]:
         writer.write(index, [make_utterance(index)], seconds=1.0)
     if len(writer.shards) == 3:
@@ -348,7 +348,7 @@ def test_other_settings_in_a_store(memory):
         PipelineError, match=r"^memory://data/set was made with other settings \(made: found 1, wanted 2"
     ):
         ShardWriter(memory, "utterances", {"made": 2})
-    ShardWriter(memory, "utterances", {"made": 2}, restart=True)
+    ShardWriter(memory, "utterances", {"made": 2}, rerun="update")
     assert in_memory() == {}
     with pytest.raises(PipelineError, match=r"^memory://data/set holds no manifest.json"):
         ShardReader(memory, "utterances")

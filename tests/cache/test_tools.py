@@ -146,18 +146,20 @@ def test_other_records_under_the_same_settings_are_not_taken_for_done(format, wh
     with pytest.raises(PipelineError, match="same settings, but other records"):
         converted(whole / f"teacher-{format}", out, OTHER[format])
     assert contents(out) == before
+    converted(whole / f"teacher-{format}", out, OTHER[format], rerun="update")
+    assert contents(out) == contents(whole / f"teacher-{OTHER[format]}")
 
 
 def test_into_the_same_folder_and_over_other_settings(whole, tmp_path):
     source = shutil.copytree(whole / "teacher-parquet", tmp_path / "source")
     before = contents(source)
     with pytest.raises(PipelineError, match="expected another folder"):
-        converted(source, tmp_path / "x/../source", "parquet", restart=True)
+        converted(source, tmp_path / "x/../source", "parquet", rerun="update")
     assert contents(source) == before
     out = shutil.copytree(whole / "utterances-parquet", tmp_path / "out")
     with pytest.raises(PipelineError, match="made with other settings .*--restart"):
         converted(source, out, "webdataset")
-    converted(source, out, "webdataset", restart=True)
+    converted(source, out, "webdataset", rerun="update")
     assert contents(out) == contents(whole / "teacher-webdataset")
 
 

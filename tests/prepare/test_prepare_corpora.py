@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from cache.errors import PipelineError
 from stages import audio
 from stages.prepare.corpora import common_voice, dataset, fleurs, manifest, read_corpus
 from stages.prepare.corpora import rows as rows_of
-from stages.prepare.items import SPLITS, Item, items_sha256, split_by_group, unique_ids
+from stages.prepare.items import SPLITS, Item, split_by_group, transcripts_sha256, unique_ids
 from stages.prepare.settings import (
     CommonVoiceSettings,
     CorpusSettings,
@@ -198,7 +199,7 @@ def test_dataset_saved_to_disk(library, tmp_path, monkeypatch):
     corpus = read_dataset(tmp_path / "saved", speaker_column="who")
     assert corpus.splits.keys() == {"train", "validation"}
     first, second, third = corpus.splits["train"]
-    assert first.audio() == wav_bytes(tmp_path, 0) and first.size == len(first.audio())
+    assert first.audio() == wav_bytes(tmp_path, 0) and first.version
     assert (first.id, first.text, first.speaker, first.group) == ("train-0000000", "Veta 0", "a", "a")
     assert second.text == "" and third.group == third.id
     assert first.source == f"{tmp_path}/saved/train/0/0.wav"
@@ -371,27 +372,17 @@ def test_ids_become_unique(tmp_path):
     assert ids == ["a", "a#3", "a#2", "b", "a#4"]
 
 
-def test_items_sha256_notices_a_changed_recording_but_not_a_touch(tmp_path):
-    path = record(tmp_path / "a.wav", noise(0.1, 0))
-    before = items_sha256([item("a", path)])
-    path.touch()
-    assert items_sha256([item("a", path)]) == before
-    record(path, noise(0.2, 0))
-    after = items_sha256([item("a", path)])
-    path.unlink()
-    changed = [
-        after,
-        items_sha256([item("a", path)]),
-        items_sha256([item("a", path, "y")]),
-        items_sha256([item("b", path)]),
-    ]
-    lazy = [items_sha256([item("a", bytes, size=size)]) for size in (1, 2)]
-    assert len({before, *changed, *lazy}) == 7
+def test_transcripts_sha256_changes_with_all_but_the_recording(tmp_path):
+    one = item("a", tmp_path / "a.wav")
+    others = [item("b", one.audio), item("a", one.audio, "y"), replace(one, speaker="s"), replace(one, group="g")]
+    found = [transcripts_sha256([each]) for each in (one, *others, replace(one, source="other"))]
+    assert len(set(found)) == 6
+    assert transcripts_sha256([item("a", tmp_path / "b.wav")]) == found[0]
 
 
 def test_text_that_is_not_unicode_is_refused(tmp_path):
     with pytest.raises(PipelineError, match="item 'a'.*not valid Unicode"):
-        items_sha256([item("a", tmp_path, "\ud800")])
+        transcripts_sha256([item("a", tmp_path, "\ud800")])
 
 
 def test_groups_of_one_size_are_shared_out_exactly():

@@ -85,11 +85,11 @@ def test_home(tmp_path, monkeypatch):
         )
 
 
-def run(folder, rows, out=None, restart=False, **settings):
+def run(folder, rows, out=None, rerun="refuse", **settings):
     """rows: (path, text, split)."""
     (folder / "m.csv").write_text("path,text,split\n" + "".join(",".join(row) + "\n" for row in rows))
     corpus = ManifestSettings(corpus="manifest", path=folder / "m.csv")
-    return prepare(corpus, PrepareSettings(**settings), "gl", out or folder / "out", 2.0, restart)
+    return prepare(corpus, PrepareSettings(**settings), "gl", out or folder / "out", 2.0, rerun)
 
 
 def test_links_to_recordings_and_a_link_to_nothing(tmp_path):
@@ -111,12 +111,12 @@ def test_a_linked_output_folder_is_emptied_not_removed(tmp_path):
     rows = [("a.wav", "Ola.", "test")]
     run(tmp_path, rows)
     (tmp_path / "other disk/old").mkdir()
-    run(tmp_path, rows, restart=True, min_seconds=0.3)
+    run(tmp_path, rows, rerun="restart", min_seconds=0.3)
     assert (tmp_path / "out/test").is_symlink()
     assert sorted(path.name for path in (tmp_path / "other disk").iterdir()) == [
         "left_out.jsonl", "manifest.json", "shard-00000.parquet",
     ]  # fmt: skip
-    run(tmp_path, [("a.wav", "Ola.", "train")], restart=True)  # a split that is no longer there
+    run(tmp_path, [("a.wav", "Ola.", "train")], rerun="restart")  # a split that is no longer there
     assert list((tmp_path / "other disk").iterdir()) == []
 
 

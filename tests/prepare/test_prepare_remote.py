@@ -12,8 +12,9 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import StorageError
 from pipeline.params import Params, load_params
+from stages.prepare.contents import contents_sha256
 from stages.prepare.corpora import read_corpus
-from stages.prepare.items import Item, items_sha256
+from stages.prepare.items import Item, transcripts_sha256
 from stages.prepare.settings import CorpusSettings, PrepareSettings
 from stages.prepare.utterances import make_utterance
 
@@ -52,7 +53,7 @@ def test_a_corpus_at_a_url_gives_the_same_utterances(corpus: str, path: str, cor
     here, there = read(str(corpora)), read("memory://corpora")
     assert {split: len(items) for split, items in there.items()}.keys() == {"train", "validation", "test"}
     for split, items in there.items():
-        assert items_sha256(items) == items_sha256(here[split])
+        assert transcripts_sha256(items) == transcripts_sha256(here[split])
         made = [make_utterance(item, PrepareSettings(), "train", 2.0) for item in items]
         expected = [make_utterance(item, PrepareSettings(), "train", 2.0) for item in here[split]]
         if corpus == "manifest" and split == "train":
@@ -62,7 +63,7 @@ def test_a_corpus_at_a_url_gives_the_same_utterances(corpus: str, path: str, cor
         assert made == expected and len(made) >= 2
 
 
-def test_the_sizes_of_recordings_are_listed_once_for_each_folder(corpora: Path, monkeypatch):
+def test_the_versions_of_recordings_are_listed_once_for_each_folder(corpora: Path, monkeypatch, pool):
     settings = TypeAdapter(CorpusSettings).validate_python(
         {"corpus": "manifest", "path": "memory://corpora/m/rows.csv"}
     )
@@ -71,10 +72,13 @@ def test_the_sizes_of_recordings_are_listed_once_for_each_folder(corpora: Path, 
     ls = store.ls
     monkeypatch.setattr(store, "ls", lambda path, **options: listed.append(path) or ls(path, **options))
     monkeypatch.setattr(store, "info", None)
-    before = items_sha256(items)
+    before = contents_sha256(items, corpora / "out", pool)
     assert listed == ["/corpora/m/clips"]
-    store.pipe_file("/corpora/m/clips/test-a.wav", b"longer or shorter")
-    assert items_sha256(items) != before
+    number = next(n for n, item in enumerate(items) if item.audio.name == "test-a.wav")
+    store.pipe_file("/corpora/m/clips/test-a.wav", b"another recording")
+    after = contents_sha256(items, corpora / "out", pool)
+    assert [n for n, (one, other) in enumerate(zip(before, after, strict=True)) if one != other] == [number]
+    assert [item.audio.name for item, content in zip(items, before, strict=True) if content is None] == ["gone.wav"]
 
 
 def test_a_store_that_fails_is_no_reason_to_leave_a_recording_out(corpora: Path, monkeypatch):

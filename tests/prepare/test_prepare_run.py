@@ -27,7 +27,7 @@ def write_manifest(folder, rows):
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def run(folder, out=None, *, progress=lambda *_: None, suffix="", restart=False, max_seconds=MAX_SECONDS, **settings):
+def run(folder, out=None, *, progress=lambda *_: None, suffix="", rerun="refuse", max_seconds=MAX_SECONDS, **settings):
     corpus = ManifestSettings(corpus="manifest", path=folder / "manifest.jsonl")
     summary = prepare(
         corpus,
@@ -35,7 +35,7 @@ def run(folder, out=None, *, progress=lambda *_: None, suffix="", restart=False,
         "cs",
         out or folder / "out",
         max_seconds,
-        restart,
+        rerun,
         suffix,
         progress,
     )
@@ -126,7 +126,7 @@ def test_recordings_without_a_text_are_kept_in_train_where_asked_for(tmp_path):
     assert summary["validation"].left_out == summary["test"].left_out == {"no_text": 3}
     with pytest.raises(PipelineError, match=r"train.*\(untranscribed: found True, wanted False\)"):
         run(tmp_path)
-    summary = run(tmp_path, restart=True)
+    summary = run(tmp_path, rerun="update")
     assert summary["train"].left_out == {"no_text": 5}
     assert [row["id"] for row in read_split(tmp_path / "out/train")] == ["train2.wav"]
 
@@ -290,7 +290,7 @@ def test_a_finished_folder_is_left_as_it_is(corpus):
     assert {path: path.stat().st_mtime_ns for path in (corpus / "out").rglob("*")} == before
 
 
-def test_changed_settings_are_refused_by_name_and_restart_obeys_them(corpus):
+def test_changed_settings_are_refused_by_name_and_update_obeys_them(corpus):
     run(corpus)
     before = tree(corpus / "out")
     for changed, message in (
@@ -302,7 +302,7 @@ def test_changed_settings_are_refused_by_name_and_restart_obeys_them(corpus):
         with pytest.raises(PipelineError, match=message):
             run(corpus, **changed)
         assert tree(corpus / "out") == before
-    run(corpus, min_seconds=0.35, restart=True)
+    run(corpus, min_seconds=0.35, rerun="update")
     lengths = [
         record["seconds"] for split in ("train", "validation", "test") for record in read_split(corpus / "out" / split)
     ]
@@ -314,9 +314,9 @@ def test_a_changed_recording_is_noticed_and_a_touched_one_is_not(corpus):
     (corpus / "2.wav").touch()
     run(corpus)
     record(corpus / "2.wav", noise(1, 99))
-    with pytest.raises(PipelineError, match="items: found"):
+    with pytest.raises(PipelineError, match="recordings: found"):
         run(corpus)
-    run(corpus, restart=True)
+    run(corpus, rerun="update")
     found = next(record for record in read_split(corpus / "out/train") if record["id"] == "2.wav")
     assert found["seconds"] == 1.0
 
@@ -325,7 +325,7 @@ def test_the_window_does_not_concern_test(corpus):
     run(corpus)
     before = tree(corpus / "out/test")
     stamp = (corpus / "out/test/manifest.json").stat().st_mtime_ns
-    run(corpus, max_seconds=0.65, restart=True)
+    run(corpus, max_seconds=0.65, rerun="update")
     assert tree(corpus / "out/test") == before
     assert (corpus / "out/test/manifest.json").stat().st_mtime_ns == stamp
 
@@ -365,5 +365,5 @@ def test_a_split_left_from_another_corpus_is_not_mixed_in(corpus):
     write_manifest(corpus, [("1.wav", "train", "x"), ("2.wav", "test", "y")])
     with pytest.raises(PipelineError, match="validation was made from another corpus.*--restart"):
         run(corpus)
-    run(corpus, restart=True)
+    run(corpus, rerun="update")
     assert sorted(path.name for path in (corpus / "out").iterdir()) == ["test", "train"]

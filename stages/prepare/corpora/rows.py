@@ -1,5 +1,7 @@
 """Rows of the `datasets` library as items, audio untouched: it decodes only by torchcodec, which need not be there."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,13 +62,16 @@ def items(dataset: Any, columns: Columns, source: str, places: Places) -> list[I
         )
     # Arrow tables are the columns as stored: nothing is decoded, and audio stays on disk until it is asked for.
     stored = dataset.with_format("arrow")
+    version = _version(dataset)
     result: list[Item] = []
     for batch in stored.select_columns(wanted).iter(BATCH):
-        result += _batch_items(stored, batch, columns, source, first=len(result), places=places)
+        result += _batch_items(stored, batch, columns, source, len(result), places, version)
     return unique_ids(result)
 
 
-def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, first: int, places: Places) -> list[Item]:
+def _batch_items(
+    stored: Any, batch: pa.Table, columns: Columns, source: str, first: int, places: Places, version: str
+) -> list[Item]:
     texts = batch.column(columns.text).to_pylist()
     speakers = batch.column(columns.speaker).to_pylist() if columns.speaker else [None] * len(texts)
     groups = batch.column(columns.group).to_pylist() if columns.group else speakers
@@ -79,8 +84,15 @@ def _batch_items(stored: Any, batch: pa.Table, columns: Columns, source: str, fi
         held = size is not None or path is None
         audio = partial(_bytes, stored, columns.audio, row) if held else places.find(str(path))
         where = f"{source}/{row}" + (f"/{Path(path).name}" if path else "")
-        result.append(Item(item_id, audio, _text(text), _text(speaker), _text(group) or item_id, where, size))
+        result.append(Item(item_id, audio, _text(text), _text(speaker), _text(group) or item_id, where, version))
     return result
+
+
+def _version(dataset: Any) -> str:
+    """Changes with any row: the library's own fingerprint, and the files that the rows lie in."""
+    found = [Path(entry["filename"]).stat() for entry in dataset.cache_files]
+    facts = [dataset._fingerprint, *([stat.st_size, stat.st_mtime_ns] for stat in found)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _text(value: object) -> str:

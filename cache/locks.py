@@ -1,0 +1,160 @@
+"""One process at a time writes to a place: by the operating system's lock, and in a store by a lease."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cache import files
+from cache.errors import PipelineError
+from cache.storage import AnyPath, RemotePath
+
+LEASE_S = 300.0  # how long a lease holds that its process does not renew
+RENEW_S = 60.0
+SETTLE_S = 1.0  # after a lease is written: whoever wrote one at the same moment, and later, has the place
+
+_held: set[str] = set()  # this process's leases
+
+
+@contextmanager
+def sole_writer(*places: AnyPath) -> Iterator[None]:
+    """While the block runs no other process gets these files or folders from here. Readers are not kept out.
+
+    The lock lies beside its place, as `.NAME.lock`, and is removed at the end; what a killed process leaves holds nothing.
+    Raises PipelineError naming the process that has one of them.
+    """
+    with ExitStack() as stack:
+        for place in sorted(dict.fromkeys(map(_resolved, places)), key=str):
+            path = place.parent / f".{place.name}.lock"
+            stack.enter_context(_locked(path, place) if isinstance(path, Path) else _leased(path, place))
+        yield
+
+
+def _resolved(place: AnyPath) -> AnyPath:
+    return place.resolve() if isinstance(place, Path) else place
+
+
+@contextmanager
+def _locked(path: Path, place: AnyPath) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _in_use(place, _read(path)) from None
+    try:
+        path.write_text(json.dumps(_this_process()), encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who comes now makes another, and who has it open looks again
+        lock.release()
+
+
+@contextmanager
+def _leased(path: RemotePath, place: AnyPath) -> Iterator[None]:
+    own = uuid.uuid4().hex
+    _check_free(path, place, own)
+    _held.add(own)
+    ended = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
+    try:
+        _write(path, own)
+        time.sleep(SETTLE_S)
+        _check_free(path, place, own)
+        renewal.start()
+        yield
+    finally:
+        ended.set()
+        _held.remove(own)
+        if renewal.ident is not None:
+            renewal.join()
+        with suppress(
+            PipelineError
+        ):  # the store fails: the first error is the one to tell, and the lease ends by itself
+            if _is_own(path, own):
+                path.unlink(missing_ok=True)
+
+
+def _renew(path: RemotePath, own: str, ended: threading.Event) -> None:
+    while not ended.wait(RENEW_S):
+        with suppress(PipelineError):  # a store that fails for longer than a lease ends the run by its own error
+            if _is_own(path, own):
+                _write(path, own)
+
+
+def _check_free(path: RemotePath, place: AnyPath, own: str) -> None:
+    found = _read(path)
+    if found and found.get("lease") != own and not _is_over(found):
+        raise _in_use(place, found, f"; if that process was killed, wait until {_end(found)}")
+
+
+def _is_over(lease: dict[str, Any]) -> bool:
+    if time.time() > _time(lease) + LEASE_S:
+        return True
+    if lease.get("host") != socket.gethostname():
+        return False
+    number = lease.get("process")
+    return not _is_alive(number) or (number == os.getpid() and lease.get("lease") not in _held)
+
+
+def _is_alive(process: object) -> bool:
+    if not isinstance(process, int) or process < 1 or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another account's
+        return True
+    return True
+
+
+def _is_own(path: RemotePath, own: str) -> bool:
+    return _read(path).get("lease") == own
+
+
+def _write(path: RemotePath, own: str) -> None:
+    files.write_json(path, {**_this_process(), "lease": own, "time": time.time()})
+
+
+def _read(path: AnyPath) -> dict[str, Any]:
+    """{} where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _this_process() -> dict[str, Any]:
+    return {"process": os.getpid(), "host": socket.gethostname()}
+
+
+def _time(lease: dict[str, Any]) -> float:
+    found = lease.get("time")
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _end(lease: dict[str, Any]) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(_time(lease) + LEASE_S))
+
+
+def _in_use(place: AnyPath, holder: dict[str, Any], until: str = "") -> PipelineError:
+    who = (
+        f"process {holder['process']} on {holder['host']}"
+        if {"process", "host"} <= holder.keys()
+        else "another process"
+    )
+    return PipelineError(
+        f"{place}: in use by {who}, expected one at a time: wait until it ends, or give another place{until}"
+    )

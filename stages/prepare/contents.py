@@ -1,0 +1,102 @@
+"""What each recording holds, by a hash of its bytes: a recording that was replaced is seen, also one of equal length.
+
+Its hash is noted with its size and times, on this machine, so that no recording is read again that is as it was.
+"""
+
+import hashlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from cache import files, storage
+from cache.errors import PipelineError
+from cache.storage import AnyPath, RemotePath
+from stages.prepare.items import Item
+
+# A file system's clock may tick this slowly: what was written just now may be written again without a change of time.
+TICK_NS = 2_000_000_000
+Stamp = list[int | str]
+Notes = dict[str, tuple[Stamp, str]]  # by place, as it was, and its hash
+
+
+def contents_sha256(items: list[Item], out: AnyPath, pool: ThreadPoolExecutor) -> list[str | None]:
+    """Of each item the hash of its recording's bytes; in a store its version; None where it cannot be read.
+
+    out: the folder that is made of the items, under whose name the notes are kept.
+    """
+    path = notes_file(out)
+    notes, stored = _read_notes(path), _stored_versions(items)
+    hashed: Notes = {}
+
+    def content(item: Item) -> str | None:
+        if isinstance(item.audio, RemotePath):
+            return stored.get(item.audio)
+        return _content(item, notes, hashed)
+
+    contents = list(pool.map(content, items))
+    if hashed != notes:
+        with suppress(OSError):  # a machine that keeps no notes reads everything each time
+            files.write_jsonl(
+                path, [{"place": name, "as": stamp, "sha256": sha} for name, (stamp, sha) in hashed.items()]
+            )
+    return contents
+
+
+def combined_sha256(contents: list[str | None]) -> str:
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def notes_file(out: AnyPath) -> Path:
+    """Beside `out`; where that lies in a store, in this machine's cache, for the notes are of this machine's files."""
+    if isinstance(out, Path):
+        return out.resolve().with_name(f".{out.resolve().name}.recordings")
+    return files.download_folder() / "recordings" / hashlib.sha256(str(out).encode()).hexdigest()[:32]
+
+
+def _content(item: Item, notes: Notes, hashed: Notes) -> str | None:
+    """Also notes it in `hashed`, where it can be told later whether it is as it was."""
+    name = str(item.audio.absolute()) if isinstance(item.audio, Path) else item.source
+    try:
+        stamp = _stamp(item)
+        known, sha256 = notes.get(name, (None, ""))
+        if known is None or known != stamp:
+            sha256 = _hash(item)
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return None
+    if stamp and not _is_fresh(stamp):
+        hashed[name] = (stamp, sha256)
+    return sha256
+
+
+def _stamp(item: Item) -> Stamp:
+    """[] where nothing tells whether it has changed."""
+    if isinstance(item.audio, Path):
+        found = item.audio.stat()
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]  # a copy may have its original's mtime
+    return [item.version] if item.version else []
+
+
+def _is_fresh(stamp: Stamp) -> bool:
+    return any(isinstance(time_ns, int) and time.time_ns() - time_ns < TICK_NS for time_ns in stamp[1:])
+
+
+def _hash(item: Item) -> str:
+    if isinstance(item.audio, Path):
+        return files.sha256_file(item.audio)
+    assert not isinstance(item.audio, RemotePath)
+    return hashlib.sha256(item.audio()).hexdigest()
+
+
+def _stored_versions(items: list[Item]) -> dict[RemotePath, str]:
+    """Of the recordings that lie in a store: one listing for each folder, where asking for each would take hours."""
+    folders = {item.audio.parent for item in items if isinstance(item.audio, RemotePath)}
+    return {folder / name: version for folder in folders for name, version in storage.versions(folder).items()}
+
+
+def _read_notes(path: Path) -> Notes:
+    try:
+        return {row["place"]: (row["as"], row["sha256"]) for row in files.read_jsonl(path)}
+    except (PipelineError, OSError, TypeError, KeyError):  # missing, or not ours: everything is read
+        return {}
