@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -87,7 +87,8 @@ def _read(settings: CorpusSettings, language: str, wanted: tuple[str, ...]) -> C
     if not corpus.splits:
         what = "test split" if wanted == ("test",) else "splits"
         raise PipelineError(f"corpus {settings.name} has no {what}: {'; '.join(corpus.notes) or 'choose another'}")
-    return corpus
+    path = settings.model_dump(mode="json").get("path")
+    return replace(corpus, facts={**({"path": path} if path else {}), **corpus.facts})
 
 
 def _contents(
@@ -131,7 +132,8 @@ def _split_settings(
             "language": language,
             "split": split,
             "corpus": chosen["corpus"],
-            **{f"corpus.{name}": value for name, value in chosen.items() if name != "corpus"},
+            # where the corpus lies is no part of what it holds, which the two hashes below cover
+            **{f"corpus.{name}": value for name, value in chosen.items() if name not in ("corpus", "path")},
             **settings.model_dump(mode="json", include=LIMITS),
             "untranscribed": split == "train" and settings.untranscribed,
             "max_seconds": _longest(split, max_seconds),
