@@ -51,6 +51,7 @@ class Metrics(BaseModel):
     dtype: str
     model: str
     loops: Count
+    cut_loops: bool
     unended: Count
     gates: dict[LayerName, Share]
     unscored: list[Unscored]

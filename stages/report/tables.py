@@ -124,9 +124,13 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
 
 def ending_notes(comparison: Comparison) -> list[str]:
     """Hypotheses that did not end of themselves: each kind in a note, where there are any."""
+    measured = [line.result.metrics for line in comparison.lines]
     kinds = {
-        "ended in a loop, and were cut at it": [line.result.metrics.loops for line in comparison.lines],
-        "stopped at the token limit before their end": [line.result.metrics.unended for line in comparison.lines],
+        "ended in a loop, and were cut at it": [m.loops if m.cut_loops else 0 for m in measured],
+        "ended in a loop, and were not cut (evaluate.cut_loops is false)": [
+            0 if m.cut_loops else m.loops for m in measured
+        ],
+        "stopped at the token limit before their end": [m.unended for m in measured],
     }
     names = [line.result.name for line in comparison.lines]
     return [

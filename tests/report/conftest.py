@@ -23,7 +23,7 @@ class Tree:
         fields = {
             "language": language, "system": system, "corpus": corpus, "split": "test", "normaliser": NORMALISER, **totals(rows),
             "audio_seconds": 2.0 * len(rows), "seconds": 0.5 * len(rows), "audio_window_s": 7.0, "dtype": "float32",
-            "model": "openai/whisper-base", "loops": 0, "unended": 0, "gates": {}, "unscored": [],
+            "model": "openai/whisper-base", "loops": 0, "cut_loops": True, "unended": 0, "gates": {}, "unscored": [],
         }  # fmt: skip
         path = self.metrics / language / (f"{system}@{corpus}.json" if further else f"{system}.json")
         path.parent.mkdir(parents=True, exist_ok=True)

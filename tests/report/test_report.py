@@ -371,6 +371,14 @@ def test_hypotheses_that_did_not_end_are_said_beside_loops(tree):
     assert numbers(tree)["systems"]["base"]["unended"] == 3
 
 
+def test_loops_that_were_left_are_not_called_cut(tree):
+    tree.system("base", BASE, loops=2, cut_loops=False)
+    tree.system("clsr", STUDENT, loops=1)
+    html, _ = report(tree)
+    assert "were cut at it: 1 of CLSR-FT." in html
+    assert "were not cut (evaluate.cut_loops is false): 2 of whisper-base." in html
+
+
 def test_rows_must_fit_what_they_are(tree):
     path = tree.system("base", BASE)
     rows = path.with_suffix(".utterances.jsonl")
