@@ -190,13 +190,13 @@ def test_a_corrected_transcript_and_a_replaced_recording_are_noticed(project: Pr
     """The recording is another of the same length, under the same name."""
     before, target = project.outputs(), "teacher-cache@gl"
     project.edit("recordings/rows.csv", lambda text: text.replace('3"', 'tri"'))
-    assert project.repro(target) == {"prepare", "teacher-cache"}
+    assert project.repro(target) == {"prepare", "adapt-teacher", "teacher-cache"}
     corrected = project.outputs()
     assert corrected["prepare"] != before["prepare"] and corrected["teacher-cache"] != before["teacher-cache"]
     size = (project.folder / "recordings/4.wav").stat().st_size
     project.record(4, 40)
     assert (project.folder / "recordings/4.wav").stat().st_size == size
-    assert project.repro(target) == {"prepare", "teacher-cache"}
+    assert project.repro(target) == {"prepare", "adapt-teacher", "teacher-cache"}
     replaced = project.outputs()
     assert replaced["prepare"] != corrected["prepare"] and replaced["teacher-cache"] != corrected["teacher-cache"]
     assert project.repro(target) == {"prepare"}
