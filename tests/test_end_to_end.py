@@ -16,7 +16,7 @@ def make_corpus(folder: Path, clips: int) -> Path:
         time = np.arange(int(48_000 * (0.5 + 0.02 * number))) / 48_000
         tone = 0.1 * np.sin(2 * np.pi * (150 + 20 * number) * time)
         soundfile.write(folder / f"{number}.wav", np.stack([tone, tone], 1), 48_000)
-        lines.append(f'{number}.wav,"{TEXTS[number % len(TEXTS)]}",s{number % 12}')
+        lines.append(f'{number}.wav,"{TEXTS[number % len(TEXTS)]} {number}",s{number % 12}')
     (folder / "corpus.csv").write_text("\n".join(lines), encoding="utf-8")
     return folder / "corpus.csv"
 

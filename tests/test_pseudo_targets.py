@@ -162,8 +162,9 @@ def test_the_batch_does_not_matter(teacher, corpus, tmp_path):
         np.testing.assert_allclose(one["tail_log_probs"], other["tail_log_probs"], atol=1e-4)
 
 
-def test_reference_targets_and_what_the_teacher_hears(teacher, corpus, tmp_path):
+def test_reference_targets_and_what_the_teacher_hears(teacher, corpus, tmp_path, monkeypatch):
     """Heard for train.max_teacher_wer; targets and distributions are those of a run that does not listen."""
+    monkeypatch.setattr(teacher.model.config, "max_target_positions", 80)  # for the transcripts
     cache(teacher, corpus, tmp_path / "deaf", targets="reference")
     manifest = cache(teacher, corpus, tmp_path / "hearing", targets="reference", transcribe=True)
     utterances = rows_of(corpus, "utterances")

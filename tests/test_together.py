@@ -143,7 +143,9 @@ def test_the_mean_of_the_languages_chooses_the_best(corpora, tiny_whisper, tmp_p
     from stages.train_student import validation
 
     monkeypatch.setattr(
-        validation, "validate_clips", lambda transcribe, clips, code, _: {"wer": next(planted[code]), "cer": 0.1}
+        validation,
+        "validate_clips",
+        lambda transcribe, clips, code, _: {"wer": next(planted[code]), "cer": 0.1, "loops": 0, "unended": 0},
     )
     result = train(corpora, tiny_whisper, tmp_path / "models", "clsr", max_steps=3, validate_every=1)
     assert (result["best_step"], result["best_validation_wer"]) == (2, 0.6)

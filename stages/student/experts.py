@@ -32,7 +32,9 @@ def find_expert(source: str, language: str | None) -> AnyPath:
     """The folder or URL `source`, or a copy of what is needed of it where it is a hub id. Raises PipelineError."""
     folder = storage.path(source).expanduser()
     if isinstance(folder, Path) and not folder.exists():
-        return from_hub(source, [WEIGHTS, CONFIG, *([file_name(language)] if language in LANGUAGES else [])])
+        return from_hub(
+            source, [WEIGHTS, CONFIG, *([file_name(language)] if language and language in LANGUAGES else [])]
+        )
     return folder
 
 

@@ -93,7 +93,7 @@ def make_teacher(folder: Path, utterances: Path, format: str = "parquet", seed: 
                 records.append({"id": row["id"], **teacher_record(1000 * seed + number)})
                 tail_V += 1 / VOCAB_SIZE
             number += 1
-        shard = ScoredShard(index, records, left_out, tail_V)
+        shard = ScoredShard(index, records, left_out, tail_V, batch_size=4)
         write_part(folder, shard)
         writer.write(index, records, **shard_facts(shard, source))
     finish(writer)

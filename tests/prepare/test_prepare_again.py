@@ -17,6 +17,7 @@ from test_prepare_run import read_split, run, tree, write_manifest
 from cache.errors import PipelineError
 from cache.files import read_json, read_jsonl
 from stages.prepare.contents import contents_sha256, notes_file
+from stages.prepare.corpora.places import Places
 from stages.prepare.corpora.rows import Columns, items
 from stages.prepare.items import Item
 
@@ -169,10 +170,10 @@ def test_what_ffmpeg_alone_can_read_is_tried_again_once_it_is_there(unfinished, 
     assert tree(corpus / "out") == before
     if unfinished:
         manifest = read_json(corpus / "out/test/manifest.json")
-        manifest["shards"][-1]["left_out"] = read_jsonl(corpus / "out/test/left_out.jsonl")
+        manifest["shards"][-1] |= {"left_out": read_jsonl(corpus / "out/test/left_out.jsonl"), "noticed": []}
         (corpus / "out/test/progress.json").write_text(json.dumps(manifest))
         (corpus / "out/test/manifest.json").unlink()
-    (corpus / "samples").write_bytes(noise(0.3, 0).tobytes())  # what 0.wav holds
+    record(corpus / "samples", noise(0.3, 0), format="AU", subtype="FLOAT")  # what 0.wav holds, as ffmpeg hands it over
     program(no_programs, "ffmpeg", f"exec {shutil.which('cat', path='/bin:/usr/bin')} {corpus / 'samples'}")
     with pytest.raises(PipelineError, match=r"could not be read before can be read now \(8.wav\): give --update"):
         run(corpus)
@@ -194,7 +195,9 @@ def test_rows_of_a_dataset_are_noticed_and_read_once(tmp_path, pool):
     def saved(seed: int) -> list[Item]:
         rows = [{"audio": {"bytes": noise(0.1, seed + n).tobytes(), "path": None}, "text": f"{n}"} for n in range(3)]
         Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-        return items(Dataset.load_from_disk(tmp_path / "saved"), Columns("audio", "text"), "saved/train")
+        return items(
+            Dataset.load_from_disk(tmp_path / "saved"), Columns("audio", "text"), "saved/train", Places(tmp_path)
+        )
 
     first = saved(0)
     found = contents_sha256(first, tmp_path / "out", pool)

@@ -114,7 +114,7 @@ def test_a_linked_output_folder_is_emptied_not_removed(tmp_path):
     run(tmp_path, rows, rerun="restart", min_seconds=0.3)
     assert (tmp_path / "out/test").is_symlink()
     assert sorted(path.name for path in (tmp_path / "other disk").iterdir()) == [
-        "left_out.jsonl", "manifest.json", "shard-00000.parquet",
+        "left_out.jsonl", "manifest.json", "noticed.jsonl", "shard-00000.parquet",
     ]  # fmt: skip
     run(tmp_path, [("a.wav", "Ola.", "train")], rerun="restart")  # a split that is no longer there
     assert list((tmp_path / "other disk").iterdir()) == []

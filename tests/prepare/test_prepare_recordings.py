@@ -285,7 +285,7 @@ def test_what_is_noticed_is_counted_listed_and_verified(tmp_path, capsys):
             record(tmp_path / f"{split}{number}.wav", noise(1, len(rows)))
             rows.append({"path": f"{split}{number}.wav", "split": split, "text": text})
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    corpus = ManifestSettings(corpus="manifest", path=tmp_path / "m.jsonl")
+    corpus = ManifestSettings(corpus="manifest", path=tmp_path / "m.jsonl", validation_fraction=0)
     summary = {split.split: split for split in prepare(corpus, PrepareSettings(shard_rows=2), "gl", tmp_path / "o", 30)}
     assert summary["train"].left_out == {"too_fast": 1} and summary["train"].noticed == {"control_tokens": 2}
     assert summary["test"].left_out == {} and summary["test"].noticed == {"control_tokens": 2, "too_fast": 1}
