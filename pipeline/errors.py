@@ -202,7 +202,8 @@ def show_every_character() -> None:
     """What a console's encoding lacks is written as an escape, such as \\u266a, instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a stream whose descriptor has become another one
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _stdout_is_closed() -> bool:

@@ -106,9 +106,11 @@ class Project:
         with subprocess.Popen(
             command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True
         ) as server:
-            assert server.stdout is not None and server.stdout.readline() == "ready\n"
-            yield self
-            server.kill()
+            try:
+                assert server.stdout is not None and server.stdout.readline() == "ready\n"
+                yield self
+            finally:
+                server.kill()
         shutil.rmtree(self.address.parent)
 
     def record(self, number: int, pitch: int) -> None:
