@@ -210,6 +210,14 @@ def _sure_record(id: str, targets: list[int]) -> dict:
     }
 
 
+def write_command(path: Path, code: str, options: str = "") -> None:
+    """An executable Python script. A "#!" line takes no path with a space: the shell reads the first two lines, Python none."""
+    path.write_text(
+        f"#!/bin/sh\n'''exec' \"{sys.executable}\" {options} \"$0\" \"$@\"\n' '''\n{code}", encoding="utf-8"
+    )
+    path.chmod(0o755)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The command line in this process; its exit status."""
     monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])

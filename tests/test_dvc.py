@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from makers import write_command
 from ruamel.yaml import YAML
 from test_architecture import MODULES, imported, module_name
 
@@ -58,9 +59,7 @@ class Project:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         (folder / "bin").mkdir()
-        command = folder / "bin/pipeline"
-        command.write_text(f"#!{sys.executable}\n{STAND_IN}")
-        command.chmod(0o755)
+        write_command(folder / "bin/pipeline", STAND_IN)
         self.write_params(params)
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 

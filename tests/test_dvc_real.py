@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from makers import TEXTS
+from makers import TEXTS, write_command
 from ruamel.yaml import YAML
 
 from cache.files import read_json, sha256_file
@@ -92,9 +92,7 @@ class Project:
         YAML().dump(PARAMS, folder / "params.yaml")
         (folder / "bin").mkdir()
         self.address = Path(tempfile.mkdtemp()) / "socket"  # whose name may not be long
-        command = folder / "bin/pipeline"
-        command.write_text(f"#!{sys.executable} -S\n" + CLIENT.replace("ADDRESS", repr(str(self.address))))
-        command.chmod(0o755)
+        write_command(folder / "bin/pipeline", CLIENT.replace("ADDRESS", repr(str(self.address))), "-S")
         path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         only = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **only, "PATH": path}

@@ -1,6 +1,8 @@
 """The workers of a Ray cluster, and which shards they have."""
 
 import contextlib
+import shlex
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -39,7 +41,7 @@ class Pool:
             "num_gpus": plan.gpus,
             "max_concurrency": 3,  # two shards, and a question how far they are
             "scheduling_strategy": "SPREAD",
-            "runtime_env": {"env_vars": _environment(plan.cpus)},
+            "runtime_env": {"env_vars": _environment(plan.cpus), **_python()},
         }
         device = "cuda" if device == "auto" and plan.gpus else "cpu" if device == "auto" else device
         models = _absolute(task.teacher), _absolute(task.student)
@@ -170,6 +172,12 @@ def _environment(cpus: int) -> dict[str, str]:
     """Of the workers: their threads, and, where this runs from a checkout, the same modules."""
     source = {"PYTHONPATH": f"{CHECKOUT}:${{PYTHONPATH}}"} if (CHECKOUT / "pyproject.toml").exists() else {}
     return {"OMP_NUM_THREADS": str(cpus), **source}
+
+
+def _python() -> dict[str, str]:
+    """Ray starts a worker by a line of shell that holds Python's path as it is: one with a space must be quoted."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _absolute(source: str) -> str:

@@ -139,7 +139,7 @@ def test_unknown_format_without_ffmpeg_says_what_is_needed(tmp_path, no_programs
     assert "\n" not in str(caught.value)
 
 
-FAKE_FFMPEG = f"""exec {sys.executable} -c '
+FAKE_FFMPEG = f"""exec '{sys.executable}' -c '
 import array, struct, sys
 wanted = "-map 0:a:0 -c:a pcm_f32be -f au -"
 assert sys.argv[-7:] == wanted.split(), sys.argv
