@@ -55,7 +55,7 @@ def load(source: str, audio_window_s: int | None) -> Whisper:
 
 def load_any(source: str, audio_window_s: int | None = None, base: str | None = None) -> Loaded:
     """A Whisper, or experts or an adapter with their base, which may lie at `base`."""
-    folder, model = storage.path(source).expanduser(), source
+    folder, model = storage.path(source), source
     if is_experts_folder(folder):
         config = read_config(folder)
         say(f"{source}: experts for {config['language']}")

@@ -33,7 +33,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
     if check_base and not checked:
         raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
-    named = base_facts(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S)
+    named = base_facts(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
     config = {**named, "base_checked": checked, "source": source}
     with sole_writer(out):
         _refuse_taken(out)

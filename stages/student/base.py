@@ -36,10 +36,13 @@ def read_facts(path: AnyPath, versions: tuple[int, ...], required: Mapping[str, 
     return facts
 
 
-def base_facts(name: str, parameters: Mapping[str, torch.Tensor], audio_window_s: int) -> dict[str, Any]:
+def base_facts(
+    name: str, parameters: Mapping[str, torch.Tensor], audio_window_s: int, fingerprint: str | None = None
+) -> dict[str, Any]:
     """Returns what is written beside an expert or an adapter of the base `name`, so that `check_base` can compare.
 
-    parameters: the base's, in float32, or in the half precision in which it was loaded.
+    parameters: the base's, in float32, or in the half precision in which it was loaded. fingerprint: that of float32
+    weights, where it is known: a gigabyte need not be hashed again.
     """
     dtype = _coarsest(parameters)
     fingerprints = {half: weights_fingerprint(parameters, half) for half in ROUNDED if dtype in (torch.float32, half)}
@@ -48,8 +51,8 @@ def base_facts(name: str, parameters: Mapping[str, torch.Tensor], audio_window_s
     return {
         "base": name,
         "base_dtype": _short(dtype),
-        "base_weights": fingerprints.get(dtype) or weights_fingerprint(parameters),
-        **{ROUNDED[half]: fingerprint for half, fingerprint in fingerprints.items()},
+        "base_weights": fingerprints.get(dtype) or fingerprint or weights_fingerprint(parameters),
+        **{ROUNDED[half]: rounded for half, rounded in fingerprints.items()},
         "base_parameters": parameter_count(parameters),
         "audio_window_s": audio_window_s,
     }

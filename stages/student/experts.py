@@ -30,7 +30,7 @@ def is_experts_folder(folder: AnyPath) -> bool:
 
 def find_expert(source: str, language: str | None) -> AnyPath:
     """The folder or URL `source`, or a copy of what is needed of it where it is a hub id. Raises PipelineError."""
-    folder = storage.path(source).expanduser()
+    folder = storage.path(source)
     if isinstance(folder, Path) and not folder.exists():
         return from_hub(
             source, [WEIGHTS, CONFIG, *([file_name(language)] if language and language in LANGUAGES else [])]

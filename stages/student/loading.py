@@ -23,7 +23,7 @@ def load_model(source: str, audio_window_s: int | None = None, base: str | None 
     base: where the base of experts or of an adapter lies, instead of where they name it; its weights are compared.
     Raises PipelineError where `source` is none of them, or where the base has other weights than in training.
     """
-    folder = storage.path(source).expanduser()
+    folder = storage.path(source)
     if is_lora_folder(folder):
         return Loaded(load_lora(folder, audio_window_s, base), None)
     if not is_experts_folder(folder):

@@ -51,7 +51,7 @@ def find_published(source: str, language: str, whole: bool) -> tuple[Path, str]:
     whole: also fetch the full checkpoint. Raises PipelineError where `source` is not there or has no such expert.
     """
     wanted = (file_name(language), CONFIG, *(CHECKPOINT_PATTERNS if whole else ()))
-    folder = storage.path(source).expanduser()
+    folder = storage.path(source)
     if not isinstance(folder, Path):
         copy = fetched(folder, wanted)
         found = copy, f"{source}: copied to {copy}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache import storage
 from cache.errors import PipelineError
 from cache.settings import differences
 from cache.shards import ShardReader
@@ -182,7 +183,7 @@ def _python() -> dict[str, str]:
 
 def _absolute(source: str) -> str:
     """A model's folder as another working folder sees it; a hub id stays."""
-    folder = Path(source).expanduser()
+    folder = storage.home(source)
     return str(folder.absolute()) if folder.is_dir() else source
 
 

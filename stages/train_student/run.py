@@ -139,7 +139,7 @@ def _train(
     data = parts[0] if len(parts) == 1 else Mixture(parts)
     clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
     processes.on_main(lambda: _claim(out, facts, data.left_out))
-    named = base_facts(base.source, dict(base.model.named_parameters()), base.audio_window_s)
+    named = base_facts(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, [one.language for one in sources], settings)
     trainee.model.to(device)

@@ -88,7 +88,8 @@ class Transcriber:
     @torch.inference_mode()
     def with_gates(self, clips: list[np.ndarray]) -> tuple[list[Transcript], Gates]:
         """The transcripts, and what the gates did in the clips that were not silent, in their order."""
-        audible = [clip for clip in clips if not is_silent(clip)]
+        silent = [is_silent(clip) for clip in clips]
+        audible = [clip for clip, nothing in zip(clips, silent, strict=True) if not nothing]
         found: list[Transcript] = []
         gates: Gates = {}
         if audible:
@@ -97,7 +98,7 @@ class Transcriber:
                 found = self._generate(self.whisper.model.model.encoder(features).last_hidden_state)
                 gates = routing.gates if routing else {}
         each = iter(found)
-        return [self._silence() if is_silent(clip) else next(each) for clip in clips], gates
+        return [self._silence() if nothing else next(each) for nothing in silent], gates
 
     @torch.inference_mode()
     def decode(self, encoded_BSD: torch.Tensor, silent: Sequence[bool]) -> list[Transcript]:

@@ -45,7 +45,7 @@ class Whisper:
 
 def find_model(source: str) -> tuple[Path, str]:
     """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
-    folder = storage.path(source).expanduser()
+    folder = storage.path(source)
     if not isinstance(folder, Path):
         _check_names(source, set(storage.sizes(folder)))
         copy = fetched(folder, FILES)
