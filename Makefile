@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pipeline report
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile=ci
 
 test-real: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m real

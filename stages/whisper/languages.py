@@ -1,6 +1,7 @@
 """Language codes and names: Whisper's own where it has a token for the language, else ISO 639's."""
 
 import difflib
+import unicodedata
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,8 @@ NO_LANGUAGE = frozenset({"und", "mul", "zxx", "mis", "art"})
 AMBIGUOUS = {"sh": ("bs", "hr", "sr"), "zh-HK": ("yue", "zh"), "zh-MO": ("yue", "zh")}
 KEPT = {"sh": "sh", "hbs": "sh", "cnr": "cnr"}
 SHORTEST_NAME = 4
+# Control characters and half surrogates (of an argument that is not UTF-8): the library's tables fail on them.
+IN_NO_NAME = frozenset({"Cc", "Cs"})
 
 
 def language_code(code_or_name: str) -> str:
@@ -60,6 +63,8 @@ def _named(key: str) -> Language | None:
     """
     name = normalize_name(key)
     if name.isascii() and len(name) < SHORTEST_NAME:
+        return None
+    if any(unicodedata.category(letter) in IN_NO_NAME for letter in name):
         return None
     if name in _english_names():
         tag = get_trie_value(_english_names(), name)
