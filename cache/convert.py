@@ -6,7 +6,7 @@ from typing import Any
 from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 

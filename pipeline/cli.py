@@ -8,7 +8,7 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cache.settings import Rerun
+from cache.resume import Rerun
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command

@@ -2,7 +2,7 @@
 
 import click
 
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.storage import AnyPath, path
 from pipeline.options import examples, rerun_options
 

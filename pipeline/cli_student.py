@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cache.settings import Rerun
+from cache.resume import Rerun
 from pipeline.options import (
     base_option,
     examples,

@@ -2,7 +2,7 @@
 
 import click
 
-from cache.settings import Rerun
+from cache.resume import Rerun
 from pipeline.options import examples, lang_option, params_of, rerun_options, token_option, with_token
 
 

@@ -70,7 +70,7 @@ def print_facts(
 
 def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A code or a name -> its code; a line says what it is taken as where that is another."""
-    from stages.whisper.languages import language_code, taken_as
+    from stages.shared.whisper.languages import language_code, taken_as
 
     try:
         code = language_code(value)

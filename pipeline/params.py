@@ -28,7 +28,7 @@ class Language(_Settings):
     @field_validator("token")
     @classmethod
     def _of_whisper(cls, token: str | None) -> str | None:
-        from stages.whisper.languages import token_language
+        from stages.shared.whisper.languages import token_language
 
         return None if token is None else token_language(token)
 
@@ -74,7 +74,7 @@ class Params(_Settings):
     @classmethod
     def _by_their_codes(cls, languages: dict[str, Language]) -> dict[str, Language]:
         """As the command line has them. DVC reads the keys as they stand, and they name folders: so they must be the codes."""
-        from stages.whisper.languages import language_code, language_name
+        from stages.shared.whisper.languages import language_code, language_name
 
         for key in languages:
             if (code := language_code(key)) != key:

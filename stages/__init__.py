@@ -1,1 +1,1 @@
-"""One module or folder per stage; stages meet through files, and share `audio`, `whisper` and `student`."""
+"""One folder per stage. Stages meet through files; what several of them use lies in `stages/shared/`."""

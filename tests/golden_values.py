@@ -17,17 +17,17 @@ from makers import TEXTS, make_tiny_whisper, make_utterance_shards, speaking
 
 from cache.files import read_json, read_jsonl, write_json
 from cache.shards import ShardReader
-from stages.audio import decode_flac
 from stages.evaluate.run import EVALUATE_VERSION, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.prepare.run import PREPARE_VERSION, prepare
 from stages.prepare.settings import ManifestSettings, PrepareSettings
-from stages.student.loading import Loaded
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import Loaded
+from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.run import TEACHER_CACHE_VERSION, cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.run import TRAIN_VERSION, train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
 
 FILE = Path(__file__).parent / "golden/values.json"
 COMMAND = "python tests/golden_values.py"

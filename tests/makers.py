@@ -21,9 +21,9 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from cache.distributions import quantise
 from cache.shards import ShardReader, ShardWriter
 from pipeline.cli import main
-from stages.audio import SAMPLE_RATE, audio_sha256, encode_flac
-from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, target_ids, token_of
+from stages.shared.audio import SAMPLE_RATE, audio_sha256, encode_flac
+from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
+from stages.shared.whisper.targets import prompt_ids, target_ids, token_of
 
 TEXTS = [
     "Co je to za divnou loď?",

@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import torch
 
-from stages.audio import decode_flac
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper
 
 
 def prompt_of(whisper: Whisper, language: str = "cs") -> list[int]:

@@ -12,11 +12,11 @@ from makers import make_tiny_whisper, make_utterance_shards, run
 from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
-from stages.audio import decode_flac
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration as Student
-from stages.whisper.models import load_whisper
-from stages.whisper.window import cut_audio_window
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.window import cut_audio_window
 
 HALVES = [torch.bfloat16, torch.float16]
 

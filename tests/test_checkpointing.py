@@ -7,12 +7,12 @@ import torch
 from makers import make_utterance_shards
 
 from cache.shards import ShardReader
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.mixture import Mixture
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import load_whisper
 
 
 def step(tiny: Path, corpora: dict[str, Path], method: str, on: bool) -> tuple[dict, dict, int, int]:

@@ -14,7 +14,7 @@ from cache.shards import ShardReader
 from pipeline import cli
 from pipeline.cli import cli as group
 from pipeline.params import load_params
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
 
 COMMANDS = sorted(group.commands)
 

@@ -24,13 +24,13 @@ from cache.errors import PipelineError
 from cache.files import read_json
 from cache.shards import ShardReader
 from pipeline.cli import cli
+from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache import pool
 from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, planned
 from stages.teacher_cache.pool import Plan
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
 from stages.teacher_cache.worker import Task, Worker
-from stages.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[1]
 ROWS = 24

@@ -13,11 +13,11 @@ from transformers import (
     pipeline,
 )
 
-import stages.student.auto  # noqa: F401 (the one import)
+import stages.shared.student.auto  # noqa: F401 (the one import)
 from cache.errors import PipelineError
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.whisper.models import Whisper, load_whisper
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.models import Whisper, load_whisper
 
 ROWS = 4
 

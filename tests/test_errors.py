@@ -26,7 +26,7 @@ from cache.errors import PipelineError, is_out_of_memory
 from cache.shards import ShardReader
 from pipeline.cli import main
 from pipeline.errors import each, explained
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
 
 ROOT = Path(__file__).parents[1]
 CAUSES = {  # Python run before the command, each fault somewhere else
@@ -163,7 +163,7 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SAYS = "import stages.whisper.decode as d\nd.Transcriber._text = lambda *_: {!r}"
+SAYS = "import stages.shared.whisper.decode as d\nd.Transcriber._text = lambda *_: {!r}"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])

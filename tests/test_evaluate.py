@@ -15,18 +15,18 @@ from makers import make_utterance
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
-from stages import scoring
-from stages.audio import decode_flac
 from stages.evaluate.gates import GateUse
 from stages.evaluate.run import evaluate
 from stages.evaluate.settings import EvaluateSettings
-from stages.student.experts import save_experts
-from stages.student.loading import Loaded, load_model
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.student.routing import Routing
-from stages.transcribe import transcribe
-from stages.whisper.decode import Transcriber, Transcript, loop_start
-from stages.whisper.models import Whisper, load_whisper
+from stages.shared import scoring
+from stages.shared.audio import decode_flac
+from stages.shared.student.experts import save_experts
+from stages.shared.student.loading import Loaded, load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.routing import Routing
+from stages.shared.whisper.decode import Transcriber, Transcript, loop_start
+from stages.shared.whisper.models import Whisper, load_whisper
+from stages.transcribe.run import transcribe
 
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]

@@ -8,11 +8,11 @@ import torch
 from makers import make_tiny_whisper, run
 from safetensors.torch import load_file
 
-from stages.student.experts import CONFIG, WEIGHTS, read_expert, save_experts, shared_of
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration as Student
-from stages.student.packing import kept, pack, unpack
-from stages.whisper.models import load_whisper
+from stages.shared.student.experts import CONFIG, WEIGHTS, read_expert, save_experts, shared_of
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.student.packing import kept, pack, unpack
+from stages.shared.whisper.models import load_whisper
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
-from stages.audio import SAMPLE_RATE
-from stages.whisper.features import LogMel
+from stages.shared.audio import SAMPLE_RATE
+from stages.shared.whisper.features import LogMel
 
 WINDOW = 2  # seconds
 FULL = WINDOW * SAMPLE_RATE

@@ -9,10 +9,10 @@ from makers import make_teacher_shards
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.train_student.data import TrainingData
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import Whisper, load_whisper
 
 # by the utterance's number among the 5 + 4 of the training split; the others say nothing remarkable
 HEARD = {

@@ -13,9 +13,9 @@ from makers import make_utterance_shards
 
 from cache import files
 from cache.shards import MANIFEST, PROGRESS
+from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.models import load_whisper
 
 KILLS = 12
 

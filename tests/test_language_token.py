@@ -9,12 +9,12 @@ import soundfile
 import torch
 from makers import make_tiny_whisper, run
 
-import stages.student.auto  # noqa: F401 (saving and loading by class)
+import stages.shared.student.auto  # noqa: F401 (saving and loading by class)
 from cache.errors import PipelineError
 from cache.files import read_json
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.whisper.models import Whisper, load_whisper
-from stages.whisper.targets import prompt_ids, use_token
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.targets import prompt_ids, use_token
 
 SPOKEN = ("en", "cs", "es", "pt")
 

@@ -13,7 +13,7 @@ from cache.errors import PipelineError
 from pipeline.params import load_params
 from stages.prepare.corpora.fleurs import CONFIGS
 from stages.report.summary import language_title
-from stages.whisper.languages import language_code, language_name, taken_as, token_language
+from stages.shared.whisper.languages import language_code, language_name, taken_as, token_language
 
 # As ISO 639 and BCP 47 have them: the same language in other letters.
 SAME = """

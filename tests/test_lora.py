@@ -12,11 +12,11 @@ from soundfile import write
 from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
-from stages.student.loading import load_model
+from stages.shared.student.loading import load_model
+from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.window import restore_audio_window
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
-from stages.whisper.window import restore_audio_window
 
 CPU = torch.device("cpu")
 

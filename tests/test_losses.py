@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from cache.distributions import quantise, stored_log_probs
 from cache.shards import ShardReader, ShardWriter
+from stages.shared.whisper.models import load_whisper
+from stages.train_student.chunked_loss import Objective, projection_loss
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.losses import Bins, TeacherTargets, forward_kl_sum, gate_sum, jensen_shannon_sum
-from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import load_whisper
 
 # References: probabilities in float64 over the whole vocabulary
 

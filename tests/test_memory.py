@@ -12,10 +12,10 @@ from makers import make_utterance_shards
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.verify import faults
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
 

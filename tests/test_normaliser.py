@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.normaliser import NORMALISER, SPLIT_BY_BASIC, basic, characters, normalise, words
-from stages.scoring import score, totals
-from stages.whisper.languages import WITHOUT_SPACES
+from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC, basic, characters, normalise, words
+from stages.shared.scoring import score, totals
+from stages.shared.whisper.languages import WITHOUT_SPACES
 
 GOLDEN = Path(__file__).parent / "normaliser"
 AWKWARD = (

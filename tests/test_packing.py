@@ -9,10 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cache.errors import PipelineError
-from stages.student.experts import CONFIG, WEIGHTS, load_experts, read_expert, save_experts, shared_of, write_expert
-from stages.student.model import DistilWhisperForConditionalGeneration as Student
-from stages.student.packing import kept, pack, unpack
-from stages.whisper.models import Whisper, load_whisper
+from stages.shared.student.experts import (
+    CONFIG,
+    WEIGHTS,
+    load_experts,
+    read_expert,
+    save_experts,
+    shared_of,
+    write_expert,
+)
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.student.packing import kept, pack, unpack
+from stages.shared.whisper.models import Whisper, load_whisper
 
 PLACES = ("encoder.layers.0", "decoder.layers.1")
 WIDTH, INNER = 32, 48

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline.cli import cli
+from stages.shared.whisper import models
+from stages.shared.whisper.models import compute_dtype, fast_products, find_model, load_whisper, round_weights
 from stages.train_student.processes import Processes
 from stages.train_student.settings import TrainSettings
-from stages.whisper import models
-from stages.whisper.models import compute_dtype, fast_products, find_model, load_whisper, round_weights
 
 PUBLISHED = Path(__file__).parents[1] / "presets/published.yaml"
 
@@ -78,7 +78,7 @@ def test_training_in_float16_is_refused():
 
 def test_float16_rounds_weights_and_leaves_precisions_as_they_were(tiny_whisper):
     """And decodes, also on a CPU."""
-    from stages.whisper.decode import Transcriber
+    from stages.shared.whisper.decode import Transcriber
 
     whisper = load_whisper(str(tiny_whisper), 1)
     expected = [text.tokens for text in Transcriber(whisper, "cs", torch.float32)([torch.zeros(8000).numpy()])]

@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 import torch
 
-from stages.prefetch import map_batches, prefetch
+from stages.shared.prefetch import map_batches, prefetch
 
 CPU = torch.device("cpu")
 

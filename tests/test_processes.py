@@ -17,14 +17,14 @@ from makers import make_teacher_shards, make_utterance_shards
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from stages.shared.whisper import features
+from stages.shared.whisper.models import load_whisper
 from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
 from stages.train_student.processes import Processes, join_processes
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper import features
-from stages.whisper.models import load_whisper
 
 CPU = torch.device("cpu")
 QUIET = dict(skip_gate=0, gate_noise=0, expert_dropout=0)

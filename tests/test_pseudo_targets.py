@@ -12,13 +12,13 @@ from references import assert_is_distribution, reference, targets_of
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
 from stages.train_student.settings import TrainSettings
-from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
 BOUNDS = {"top_k": 8, "top_p": 0.5, "min_k": 2, "bits": 7}

@@ -11,17 +11,17 @@ from makers import run
 from published import PublishedLayer, make_published, save_published
 
 from cache.errors import PipelineError
-from stages.student.experts import CONFIG, load_experts, shared_of
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration as Student
-from stages.student.published import (
+from stages.shared.student.experts import CONFIG, load_experts, shared_of
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.student.published import (
     check_published_base,
     find_published,
     published_base,
     published_languages,
     read_published,
 )
-from stages.whisper.models import load_whisper
+from stages.shared.whisper.models import load_whisper
 
 LANGUAGES = ["catalan", "galician"]
 CHECKPOINTS = ["pytorch_model.bin", "model.safetensors", "pytorch_model.bin.index.json", "model.safetensors.index.json"]

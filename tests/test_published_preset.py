@@ -9,11 +9,11 @@ from ruamel.yaml import YAML
 
 from cache.shards import ShardReader
 from pipeline.params import Params, load_params, train_settings
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import load_whisper
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

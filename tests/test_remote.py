@@ -17,7 +17,7 @@ from makers import TEXTS, make_tiny_whisper, run
 from cache import files, locks, storage
 from cache.errors import PipelineError
 from cache.storage import StorageError
-from stages.whisper.models import load_whisper
+from stages.shared.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[1]
 Requests = list[tuple[str, str, str | None]]  # method, path, fault

@@ -18,12 +18,12 @@ from cache.shards import ShardReader
 from stages.evaluate.run import evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.report.run import write_report
-from stages.student.loading import load_model
+from stages.shared.student.loading import load_model
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
 Steps = list[int]

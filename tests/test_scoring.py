@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cache.errors import PipelineError
-from stages.scoring import RATES, interval, normalise, paired_interval, score, totals
+from stages.shared.scoring import RATES, interval, normalise, paired_interval, score, totals
 
 CZECH = [
     ("Příliš žluťoučký kůň úpěl ďábelské ódy.", "příliš žluťoučký kůň pěl ďábelské"),

@@ -8,11 +8,11 @@ import torch
 from transformers.models.whisper.modeling_whisper import _compute_mask_indices
 
 from cache.shards import ShardReader
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.augment import spans, spec_augment
 from stages.train_student.data import TrainingData
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
 
 
 @pytest.mark.parametrize(("size", "share", "length"), [(300, 0.05, 10), (95, 0.3, 10), (80, 0.1, 10), (80, 0.5, 27)])

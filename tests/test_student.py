@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
-from stages.student.clsr import FeedForward, Gate, RoutedFeedForward
-from stages.student.experts import CONFIG, WEIGHTS, load_experts, save_experts
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration as Student
-from stages.student.routing import Router, Routing
-from stages.whisper.models import Whisper, load_whisper
+from stages.shared.student.clsr import FeedForward, Gate, RoutedFeedForward
+from stages.shared.student.experts import CONFIG, WEIGHTS, load_experts, save_experts
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.student.routing import Router, Routing
+from stages.shared.whisper.models import Whisper, load_whisper
 
 FRAMES = 100  # a window of 1 s
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]

@@ -17,9 +17,9 @@ from references import assert_is_distribution, reference, tail_of, targets_of
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.models import Whisper, load_whisper
 
 TOP_K, TOP_P, MIN_K, BITS = 8, 0.5, 4, 8
 CPU = torch.device("cpu")
@@ -295,7 +295,7 @@ import sys, torch
 from pathlib import Path
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.models import load_whisper
+from stages.shared.whisper.models import load_whisper
 torch.set_num_threads(1)
 settings = TeacherCacheSettings(top_k=8, top_p=0.5, min_k=4, bits=8, batch_size=3, dtype="fp32")
 teacher = load_whisper(sys.argv[1], 1)

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
+from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.targets import prompt_ids
 from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
 from stages.train_student.mixture import Mixture
 from stages.train_student.run import Source, train_student, train_together
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import load_whisper
-from stages.whisper.targets import prompt_ids
 
 CPU = torch.device("cpu")
 ROWS = {"cs": [5, 4], "gl": [3]}

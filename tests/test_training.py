@@ -18,6 +18,8 @@ from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
+from stages.shared.whisper import features
+from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student import run as run_module
@@ -26,8 +28,6 @@ from stages.train_student.loop import _schedule
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper import features
-from stages.whisper.models import load_whisper
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ import sys, torch
 from pathlib import Path
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
+from stages.shared.whisper.models import load_whisper
 torch.set_num_threads(int(sys.argv[4]))
 train_student(load_whisper(sys.argv[1], 1), "clsr", "cs", Path(sys.argv[2]), None, Path(sys.argv[3]),
               TrainSettings.model_validate_json(sys.argv[5]), torch.device("cpu"))
@@ -246,7 +246,7 @@ import torch
 from pathlib import Path
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
+from stages.shared.whisper.models import load_whisper
 settings = TrainSettings.model_validate_json({recipe(max_steps=2).model_dump_json()!r})
 result = train_student(load_whisper({str(tiny_whisper)!r}, 1), "clsr-kd", "cs", Path({str(utterances)!r}),
                        Path({str(teacher_shards)!r}), Path({str(tmp_path / "run")!r}), settings, torch.device("cpu"))

@@ -13,18 +13,18 @@ from makers import make_tiny_whisper, make_utterance
 
 from cache.files import read_jsonl
 from cache.shards import ShardReader, ShardWriter
-from stages.audio import decode_flac
 from stages.evaluate.run import evaluate
 from stages.evaluate.settings import EvaluateSettings
-from stages.student.loading import Loaded
-from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import Loaded
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.decode import Transcriber
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.processes import ALONE
 from stages.train_student.validation import Validation, validate_languages
-from stages.transcribe import transcribe
-from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, load_whisper
+from stages.transcribe.run import transcribe
 
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
@@ -232,7 +232,7 @@ def test_silent_windows_of_a_recording_give_no_words(tiny_whisper, tmp_path):
 
 def test_a_silent_recording_gives_no_pseudo_targets(tiny_whisper, tmp_path):
     """`prepare` leaves such recordings out; shards may come from elsewhere."""
-    from stages.audio import audio_sha256, encode_flac
+    from stages.shared.audio import audio_sha256, encode_flac
 
     sound = silent()
     mute = {**make_utterance(1), "audio": encode_flac(sound), "audio_sha256": audio_sha256(sound), "text": ""}
@@ -246,7 +246,7 @@ def test_a_silent_recording_gives_no_pseudo_targets(tiny_whisper, tmp_path):
 
 
 def test_gates_of_silent_windows_do_not_count(tiny_whisper, tmp_path):
-    from stages.audio import audio_sha256, encode_flac
+    from stages.shared.audio import audio_sha256, encode_flac
 
     sound = silent()
     mute = {**make_utterance(1), "audio": encode_flac(sound), "audio_sha256": audio_sha256(sound)}

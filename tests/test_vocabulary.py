@@ -14,14 +14,14 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.decode import Transcriber
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import Vocabulary, load_vocabulary, map_tokens, vocabulary_of
 from stages.train_student.data import TrainingData
 from stages.train_student.settings import TrainSettings
-from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, load_whisper
 
 CPU = torch.device("cpu")
 BOUNDS = {"top_k": 8, "top_p": 0.5, "min_k": 2, "bits": 7}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.audio import SAMPLE_RATE, cut_at_pauses
+from stages.shared.audio import SAMPLE_RATE, cut_at_pauses
 
 RATE = SAMPLE_RATE
 

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from cache.compare import LIKELY, compare
 from cache.convert import convert as convert_shards
+from cache.diff import LIKELY, compare
 from cache.errors import PipelineError
-from cache.facts import facts
-from cache.settings import Rerun
+from cache.info import facts
+from cache.resume import Rerun
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.errors import each
 from pipeline.options import print_facts, print_json, printable
 from pipeline.progress import ProgressReport
-from stages.audio import SAMPLE_RATE, audio_sha256, decode_flac
+from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
 IDS_SHOWN = 10
 # What the records were made with, as far as it is worth a line; the rest is in --json.

@@ -9,12 +9,19 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.params import Params
-from stages.student.base import find_base
-from stages.student.experts import is_experts_folder, read_config
-from stages.student.loading import Loaded, load_model
-from stages.student.lora import is_lora_folder, read_lora_config
-from stages.whisper.languages import LANGUAGES, how_to_name_a_token
-from stages.whisper.models import Whisper, choose_device, find_model, keep_freed_memory, load_whisper, use_all_cores
+from stages.shared.student.experts import is_experts_folder, read_config
+from stages.shared.student.loading import Loaded, load_model
+from stages.shared.student.lora import is_lora_folder, read_lora_config
+from stages.shared.student.metadata import find_base
+from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
+from stages.shared.whisper.models import (
+    Whisper,
+    choose_device,
+    find_model,
+    keep_freed_memory,
+    load_whisper,
+    use_all_cores,
+)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

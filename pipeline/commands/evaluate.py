@@ -10,8 +10,8 @@ from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import evaluate as evaluate_split
+from stages.shared.whisper.targets import use_token
 from stages.train_student.settings import METHODS
-from stages.whisper.targets import use_token
 
 
 def evaluate(

@@ -13,12 +13,12 @@ from pipeline.commands.common import load, say
 from pipeline.errors import each
 from pipeline.options import print_facts
 from pipeline.progress import ProgressReport
-from stages.student import experts
-from stages.student.base import base_facts, load_base
-from stages.student.packing import Precision, Tensors, check_choice, kept
-from stages.student.published import check_published_base, find_published, read_published
-from stages.whisper.models import parameter_count
-from stages.whisper.window import FULL_WINDOW_S
+from stages.shared.student import experts
+from stages.shared.student.metadata import base_facts, load_base
+from stages.shared.student.packing import Precision, Tensors, check_choice, kept
+from stages.shared.student.published import check_published_base, find_published, read_published
+from stages.shared.whisper.models import parameter_count
+from stages.shared.whisper.window import FULL_WINDOW_S
 
 BYTES_PER_PARAMETER = 2  # of the base in float16, as it is released
 

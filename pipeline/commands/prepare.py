@@ -7,7 +7,7 @@ import click
 from pydantic import TypeAdapter
 
 from cache.errors import PipelineError
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED
 from pipeline.commands.common import chosen, say, token
 from pipeline.errors import each
@@ -17,7 +17,7 @@ from pipeline.progress import ProgressReport
 from stages.prepare.run import SplitSummary
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
-from stages.whisper.languages import LANGUAGES, how_to_name_a_token
+from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
 
 DATASET_COLUMNS = ("audio", "text", "speaker")
 

@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, chosen_device, load, needed_token, say, teacher_source
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
+from stages.shared.whisper.models import find_model
+from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
 from stages.teacher_cache.run import Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import Task
-from stages.whisper.models import find_model
-from stages.whisper.targets import use_token
 
 
 def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:

@@ -7,16 +7,16 @@ import click
 
 from cache.files import write_json
 from cache.locks import sole_writer
-from cache.settings import Rerun, discard_if_changed
+from cache.resume import Rerun, discard_if_changed
 from cache.storage import AnyPath
 from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, needed_token, say
 from pipeline.errors import each
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes, join_processes, leave_processes
 from stages.train_student.run import PROGRESS, RESULT, Source, train_together
 from stages.train_student.settings import Method, TrainSettings
-from stages.whisper.models import load_whisper
 
 TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where the teacher is used as it is
 

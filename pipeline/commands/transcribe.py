@@ -7,10 +7,10 @@ from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, load_any, say, token
 from pipeline.errors import each
 from pipeline.params import Params
-from stages.student.experts import is_experts_folder, read_config
-from stages.student.lora import is_lora_folder, read_lora_config
-from stages.transcribe import transcribe as transcribe_file
-from stages.whisper.targets import use_token
+from stages.shared.student.experts import is_experts_folder, read_config
+from stages.shared.student.lora import is_lora_folder, read_lora_config
+from stages.shared.whisper.targets import use_token
+from stages.transcribe.run import transcribe as transcribe_file
 
 
 def transcribe(params: Params, paths: list[str], language: str | None, source: str, base: str | None) -> None:

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from stages.whisper.decode import Gates
-from stages.whisper.window import POSITIONS_PER_SECOND
+from stages.shared.whisper.decode import Gates
+from stages.shared.whisper.window import POSITIONS_PER_SECOND
 
 PROMPT_TOKENS = 4
 

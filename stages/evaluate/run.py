@@ -12,15 +12,15 @@ from cache import files
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages import scoring
-from stages.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
-from stages.prefetch import prefetch
-from stages.student.loading import Loaded
-from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import compute_dtype, round_weights
-from stages.whisper.targets import token_of
+from stages.shared import scoring
+from stages.shared.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
+from stages.shared.prefetch import prefetch
+from stages.shared.student.loading import Loaded
+from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.models import compute_dtype, round_weights
+from stages.shared.whisper.targets import token_of
 
 # Raise it whenever the same model and utterances give other metrics or rows.
 EVALUATE_VERSION = 1

@@ -12,7 +12,7 @@ from typing import Any
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.locks import sole_writer
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, ShardReader, ShardWriter
 from cache.storage import AnyPath
 from stages.prepare.contents import combined_sha256, contents_sha256

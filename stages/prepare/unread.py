@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cache import files
 from cache.errors import PipelineError
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT, ShardWriter
 from stages.prepare.items import Item
 from stages.prepare.utterances import Listed, Made

@@ -12,9 +12,9 @@ import numpy as np
 
 from cache.errors import PipelineError
 from cache.storage import RemotePath, StorageError
-from stages import audio
 from stages.prepare.items import Item
 from stages.prepare.settings import PrepareSettings
+from stages.shared import audio
 
 # Whisper's own tokens, as pseudo-labelled corpora have them in their text: <|0.00|>, <|endoftext|>, <|gl|>.
 CONTROL_TOKEN = re.compile(r"<\|[^<>|]*\|>")

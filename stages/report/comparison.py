@@ -8,7 +8,7 @@ from stages.report.difference import Difference, difference
 from stages.report.lead import Lead, lead_of
 from stages.report.results import Result, place
 from stages.report.verdict import verdict
-from stages.scoring import interval
+from stages.shared.scoring import interval
 
 
 @dataclass(frozen=True)

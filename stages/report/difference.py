@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stages.report.lead import Lead
 from stages.report.results import Result
-from stages.scoring import paired_interval
+from stages.shared.scoring import paired_interval
 
 
 @dataclass(frozen=True)

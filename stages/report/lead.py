@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.report.results import Metrics
-from stages.whisper.languages import WITHOUT_SPACES
+from stages.shared.whisper.languages import WITHOUT_SPACES
 
 
 @dataclass(frozen=True)

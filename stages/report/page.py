@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 
 from cache.storage import AnyPath
-from stages.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
@@ -19,7 +18,8 @@ from stages.report.tables import (
     systems_table,
     unscored_notes,
 )
-from stages.whisper.languages import WITHOUT_SPACES
+from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
+from stages.shared.whisper.languages import WITHOUT_SPACES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from cache.files import read_json
 from cache.storage import AnyPath
 from stages.report.lead import CHARACTERS, WORDS, Lead
 from stages.report.tables import percent, points, span
-from stages.whisper.languages import language_name
+from stages.shared.whisper.languages import language_name
 
 NAME_WIDTH = 26
 LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}

@@ -16,7 +16,7 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.files import remove_temporaries
 from cache.locks import sole_writer
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.teacher_cache.pool import Plan, Pool, Say, short

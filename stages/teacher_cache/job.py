@@ -9,12 +9,12 @@ import torch
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
-from stages import scoring
+from stages.shared import scoring
+from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
+from stages.shared.whisper.targets import prompt_ids, token_of
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
-from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, token_of
 
 
 @dataclass

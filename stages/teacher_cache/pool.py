@@ -12,7 +12,7 @@ from typing import Any
 
 from cache import storage
 from cache.errors import PipelineError
-from cache.settings import differences
+from cache.resume import differences
 from cache.shards import ShardReader
 from stages.teacher_cache.shard import Tell
 from stages.teacher_cache.worker import Task, Worker

@@ -9,14 +9,14 @@ import torch
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
 from cache.npy import npy_bytes
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
+from stages.shared.whisper.models import Whisper, compute_dtype
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ScoredShard, ShardScorer
 from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
-from stages.whisper.models import Whisper, compute_dtype
 
 # Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 1

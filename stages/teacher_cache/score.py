@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from cache.distributions import quantise
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import decoder_inputs, target_positions
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap
-from stages.whisper.models import Whisper
-from stages.whisper.targets import decoder_inputs, target_positions
 
 CHUNK_BYTES = 1 << 26  # of logits at a time
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from cache.errors import PipelineError, is_out_of_memory
-from stages import scoring
-from stages.audio import decode_flac, is_silent
-from stages.prefetch import map_batches, prefetch
+from stages.shared import scoring
+from stages.shared.audio import decode_flac, is_silent
+from stages.shared.prefetch import map_batches, prefetch
+from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import fast_products, round_weights
+from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.vocabulary import TokenMap
-from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.features import LogMel
-from stages.whisper.models import fast_products, round_weights
-from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import AutoConfig, WhisperTokenizer
 
 from cache.errors import PipelineError
-from stages.whisper.models import Whisper, find_model
+from stages.shared.whisper.models import Whisper, find_model
 
 TIMESTAMPS = 1501  # 0.00 to 30.00 s
 

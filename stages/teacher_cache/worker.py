@@ -10,13 +10,13 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
+from stages.shared.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
+from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import load_vocabulary
-from stages.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
-from stages.whisper.targets import use_token
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 
 from cache.distributions import stored_log_probs
 from cache.order import samples
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import decoder_inputs, target_positions
+from stages.shared.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 from stages.train_student.augment import spec_augment
 from stages.train_student.losses import TeacherTargets
 from stages.train_student.settings import TrainSettings
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper
-from stages.whisper.targets import decoder_inputs, target_positions
-from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 Row = dict[
     str, Any

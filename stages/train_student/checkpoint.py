@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from cache.errors import PipelineError
 from cache.files import local_copy
 from cache.storage import AnyPath
+from stages.shared.whisper.weights import write_weights
 from stages.train_student.processes import ALONE, Processes
 from stages.train_student.trainee import Trainee
-from stages.whisper.weights import write_weights
 
 NAME = "checkpoint.safetensors"
 # Each parameter counts its own steps: an expert whose layer was skipped takes none.

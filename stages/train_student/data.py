@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import torch
 
 from cache.errors import PipelineError
-from cache.settings import differences
+from cache.resume import differences
 from cache.shards import ShardReader
+from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
+from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
 from stages.train_student.batches import Batch, Collate, Row, read_batches
 from stages.train_student.filters import check_filters, reasons_to_leave_out
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import Whisper, tokenizer_fingerprint
-from stages.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
 
 
 class TrainingData:

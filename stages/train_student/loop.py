@@ -10,14 +10,14 @@ import torch
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.prefetch import prefetch
+from stages.shared.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.batches import Batch
+from stages.train_student.chunked_loss import Objective, projection_loss
 from stages.train_student.data import TrainingData
 from stages.train_student.losses import gate_sum
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import ALONE, Processes
-from stages.train_student.projection import Objective, projection_loss
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 

@@ -11,10 +11,13 @@ import torch
 from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
-from cache.settings import Rerun, discard_if_changed, plain
+from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.student.base import base_facts
+from stages.shared.student.metadata import base_facts
+from stages.shared.whisper.decode import Transcriber
+from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.whisper.targets import token_of, use_token
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, Run
@@ -23,9 +26,6 @@ from stages.train_student.processes import ALONE, Processes
 from stages.train_student.settings import LEARNING_RATES, Method, TrainSettings
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Validation, validate_languages, validation_clips
-from stages.whisper.decode import Transcriber
-from stages.whisper.models import Whisper, compute_dtype, round_weights
-from stages.whisper.targets import token_of, use_token
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1

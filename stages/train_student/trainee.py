@@ -12,15 +12,15 @@ from transformers import WhisperFeatureExtractor
 
 from cache.files import local_folder
 from cache.storage import AnyPath
-from stages.student.experts import save_experts
-from stages.student.lora import add_lora, save_lora
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.student.routing import Routing
+from stages.shared.student.experts import save_experts
+from stages.shared.student.lora import add_lora, save_lora
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.routing import Routing
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import token_of
+from stages.shared.whisper.weights import write_weights
+from stages.shared.whisper.window import cut_audio_window, restore_audio_window
 from stages.train_student.settings import Method, TrainSettings
-from stages.whisper.models import Whisper
-from stages.whisper.targets import token_of
-from stages.whisper.weights import write_weights
-from stages.whisper.window import cut_audio_window, restore_audio_window
 
 
 class Trainee:

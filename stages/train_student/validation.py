@@ -6,11 +6,11 @@ import numpy as np
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
-from stages import scoring
-from stages.audio import decode_flac
+from stages.shared import scoring
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.models import Whisper
 from stages.train_student.processes import Processes
-from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import Whisper
 
 Clip = tuple[np.ndarray, str]  # 16 kHz samples, transcript
 VALIDATION_BATCH = 16

@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from cache import parquet
 from cache.distributions import stored_log_probs
 from cache.records import FIELDS
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_positions
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper
-from stages.whisper.targets import decoder_inputs, prompt_ids, target_positions
 
 LANGUAGE = "cs"
 DEFAULT = TeacherCacheSettings()

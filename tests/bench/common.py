@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cache.shards import ShardReader
-from stages.whisper.models import Whisper, keep_freed_memory, load_whisper, use_all_cores
+from stages.shared.whisper.models import Whisper, keep_freed_memory, load_whisper, use_all_cores
 
 
 def arguments(text: str, **options: tuple) -> argparse.Namespace:

@@ -17,13 +17,13 @@ import transformers
 from common import cpu_name
 
 from cache.shards import ShardReader
-from stages import scoring
-from stages.audio import decode_flac
-from stages.student.experts import WEIGHTS, read_config, read_expert, shared_of, write_expert
-from stages.student.loading import Loaded, load_model
-from stages.student.packing import Precision, Tensors, kept
-from stages.whisper.decode import Transcriber
-from stages.whisper.models import keep_freed_memory, load_whisper, use_all_cores
+from stages.shared import scoring
+from stages.shared.audio import decode_flac
+from stages.shared.student.experts import WEIGHTS, read_config, read_expert, shared_of, write_expert
+from stages.shared.student.loading import Loaded, load_model
+from stages.shared.student.packing import Precision, Tensors, kept
+from stages.shared.whisper.decode import Transcriber
+from stages.shared.whisper.models import keep_freed_memory, load_whisper, use_all_cores
 
 BATCH = 16
 CHOICES: list[tuple[Precision, int | None]] = [

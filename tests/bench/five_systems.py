@@ -33,13 +33,13 @@ from common import cpu_name
 from cache.files import read_jsonl
 from cache.shards import ShardReader
 from pipeline.params import load_params
-from stages.scoring import RATES as ERROR_RATES
-from stages.scoring import interval, paired_interval, totals
+from stages.shared.scoring import RATES as ERROR_RATES
+from stages.shared.scoring import interval, paired_interval, totals
+from stages.shared.whisper.models import compute_dtype, keep_freed_memory, load_whisper, round_weights
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import compute_dtype, keep_freed_memory, load_whisper, round_weights
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from common import alternate, arguments, begin, ratio
 
-from stages.audio import decode_flac
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.student.routing import Routing
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.routing import Routing
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
 
 LANGUAGE, OTHER = "cs", "nl"
 BATCH = 8

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.shards import ShardReader, ShardWriter
+from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.window import cut_audio_window
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import Batch, TrainingData
@@ -33,8 +35,6 @@ from stages.train_student.loop import Run
 from stages.train_student.losses import gate_sum
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import Whisper, load_whisper
-from stages.whisper.window import cut_audio_window
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"

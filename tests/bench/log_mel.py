@@ -9,8 +9,8 @@ import torch
 from common import alternate, arguments, begin, ratio
 from transformers import WhisperFeatureExtractor
 
-from stages.audio import SAMPLE_RATE, decode_flac
-from stages.whisper.features import LogMel
+from stages.shared.audio import SAMPLE_RATE, decode_flac
+from stages.shared.whisper.features import LogMel
 
 WINDOW = 30  # seconds
 

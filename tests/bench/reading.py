@@ -15,14 +15,14 @@ import torch
 from common import arguments, begin
 
 from cache.shards import ShardReader, ShardWriter
-from stages.prefetch import prefetch
+from stages.shared.prefetch import prefetch
+from stages.shared.whisper.models import Whisper, compute_dtype, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
-from stages.whisper.models import Whisper, compute_dtype, load_whisper
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"

@@ -14,16 +14,16 @@ from common import arguments, begin
 from torch.nn import functional as F
 
 from cache.distributions import stored_log_probs
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids, target_positions
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
+from stages.train_student.chunked_loss import Objective, logits_to_gradient_
 from stages.train_student.losses import TeacherTargets
-from stages.train_student.projection import Objective, logits_to_gradient_
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, load_whisper
-from stages.whisper.targets import decoder_inputs, prompt_ids, target_ids, target_positions
 
 LANGUAGE = "cs"
 LOSSES = [("js", "bucket"), ("js", "renormalise"), ("kl", "bucket"), ("kl", "spread"), ("kl", "renormalise")]

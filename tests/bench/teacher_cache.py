@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperFeatureExtractor
 
 from cache.shards import ShardWriter
-from stages.audio import decode_flac
+from stages.shared.audio import decode_flac
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper, compute_dtype, load_whisper
+from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper, compute_dtype, load_whisper
-from stages.whisper.targets import decoder_inputs, prompt_ids, target_ids
 
 CPU = torch.device("cpu")
 LANGUAGE = "cs"

@@ -18,8 +18,8 @@ from common import cpu_name
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.whisper.window import FRAMES_PER_SECOND, cut_audio_window
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.window import FRAMES_PER_SECOND, cut_audio_window
 
 SIZES = {"base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers of either side, heads
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cache import parquet, webdataset
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
-from cache.facts import facts
+from cache.info import facts
 from cache.records import FIELDS, check_record
 from cache.shards import FORMATS, ShardReader, open_shards
 from cache.verify import faults

@@ -13,7 +13,7 @@ import pytest
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY
-from cache.settings import Rerun
+from cache.resume import Rerun
 from cache.shards import ShardReader, ShardWriter
 
 FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])

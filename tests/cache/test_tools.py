@@ -24,16 +24,16 @@ from cache_makers import (
 )
 
 from cache import storage
-from cache.compare import compare
 from cache.convert import convert
+from cache.diff import compare
 from cache.errors import PipelineError
-from cache.facts import facts
+from cache.info import facts
 from cache.shards import FORMATS, ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
-from stages.whisper.models import load_whisper
 
 ROOT = Path(__file__).parents[2]
 OTHER = {"parquet": "webdataset", "webdataset": "parquet"}

@@ -23,7 +23,7 @@ from cache.npy import npy_bytes, read_npy
 from cache.pages import _page
 from cache.records import FIELDS, check_size
 from cache.shards import FORMATS, ShardReader, ShardWriter
-from stages.audio import SAMPLE_RATE, decode_flac, encode_flac
+from stages.shared.audio import SAMPLE_RATE, decode_flac, encode_flac
 
 LISTS = {"id": "str", "targets": "uint16[]"}
 MANY = 12_345_678  # uint16 values, which take 200 MB while they are decoded

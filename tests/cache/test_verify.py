@@ -15,7 +15,7 @@ from cache.npy import npy_bytes
 from cache.shards import FORMATS, ShardReader, open_shards, write_shard
 from cache.verify import faults
 from pipeline.commands.cache import _audio_faults
-from stages.audio import encode_flac
+from stages.shared.audio import encode_flac
 
 EACH = [(kind, format) for kind in ("utterances", "teacher") for format in FORMATS]
 each_folder = pytest.mark.parametrize(("kind", "format"), EACH, ids=lambda value: value)

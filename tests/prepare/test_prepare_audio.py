@@ -13,7 +13,7 @@ import soxr
 from prepare_makers import RATE, noise, program, record, tone
 
 from cache.errors import PipelineError
-from stages import audio
+from stages.shared import audio
 
 
 def test_stereo_48_khz_is_the_channels_mean_at_16_khz(tmp_path):

@@ -9,7 +9,6 @@ from pyarrow import parquet
 from pydantic import TypeAdapter, ValidationError
 
 from cache.errors import PipelineError
-from stages import audio
 from stages.prepare.corpora import common_voice, dataset, fleurs, manifest, read_corpus
 from stages.prepare.corpora import rows as rows_of
 from stages.prepare.items import SPLITS, Item, split_by_group, transcripts_sha256, unique_ids
@@ -20,6 +19,7 @@ from stages.prepare.settings import (
     FleursSettings,
     ManifestSettings,
 )
+from stages.shared import audio
 
 # Common Voice
 

@@ -14,9 +14,9 @@ from cache.errors import PipelineError
 from cache.files import read_jsonl
 from cache.records import UTTERANCE_FIELDS, check_record
 from cache.shards import ShardReader
-from stages import audio
 from stages.prepare.run import prepare
 from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.shared import audio
 
 MAX_SECONDS = 2.0
 

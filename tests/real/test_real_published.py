@@ -7,12 +7,12 @@ import torch
 from makers import make_utterance, run
 from published import make_published, save_published
 
-from stages.audio import decode_flac
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.whisper.features import LogMel
-from stages.whisper.models import load_whisper
-from stages.whisper.targets import decoder_inputs, prompt_ids, target_ids
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids
 
 pytestmark = pytest.mark.real
 BASE = "openai/whisper-base"

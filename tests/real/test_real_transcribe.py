@@ -11,10 +11,10 @@ from stages.evaluate.run import evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.prepare.run import prepare
 from stages.prepare.settings import FishFilletsSettings, PrepareSettings
-from stages.student.loading import load_model
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.transcribe import transcribe
-from stages.whisper.models import load_whisper, use_all_cores
+from stages.shared.student.loading import load_model
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.models import load_whisper, use_all_cores
+from stages.transcribe.run import transcribe
 
 pytestmark = pytest.mark.real
 

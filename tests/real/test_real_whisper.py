@@ -9,17 +9,17 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from cache.shards import ShardReader
-from stages import scoring
-from stages.audio import decode_flac
 from stages.prepare.run import prepare
 from stages.prepare.settings import FishFilletsSettings, PrepareSettings
-from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.shared import scoring
+from stages.shared.audio import decode_flac
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.decode import Transcriber
+from stages.shared.whisper.embedded import embedded_whisper_base
+from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.targets import decoder_inputs, prompt_ids
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.whisper.decode import Transcriber
-from stages.whisper.embedded import embedded_whisper_base
-from stages.whisper.models import load_whisper
-from stages.whisper.targets import decoder_inputs, prompt_ids
 
 pytestmark = pytest.mark.real
 

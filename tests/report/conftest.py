@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.scoring import NORMALISER, score, totals
+from stages.shared.scoring import NORMALISER, score, totals
 
 SENTENCE = "jedna dva tři čtyři pět"
 

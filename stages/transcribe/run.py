@@ -8,11 +8,11 @@ import torch
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.audio import cut_at_pauses, read_windows
-from stages.prefetch import prefetch
-from stages.student.loading import Loaded
-from stages.whisper.decode import Transcriber, Transcript
-from stages.whisper.models import compute_dtype, round_weights
+from stages.shared.audio import cut_at_pauses, read_windows
+from stages.shared.prefetch import prefetch
+from stages.shared.student.loading import Loaded
+from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.models import compute_dtype, round_weights
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from stages.student.routing import Router, Routing
+from stages.shared.student.routing import Router, Routing
 
 Rows = list[tuple[str, torch.Tensor | None]]  # expert, and which of the rows ask for it: (B,) bool, or None for all
 

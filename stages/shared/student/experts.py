@@ -8,15 +8,21 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.base import BASE_FACTS, check_base, read_facts
-from stages.student.packing import Precision, Progress, Tensors, pack, silent, unpack
-from stages.student.published import check_published_base, file_name, from_hub, published_languages, read_published
-from stages.whisper.languages import LANGUAGES, language_code
-from stages.whisper.targets import token_of, use_token
-from stages.whisper.weights import read_weights, write_weights
+from stages.shared.student.metadata import BASE_FACTS, check_base, read_facts
+from stages.shared.student.packing import Precision, Progress, Tensors, pack, silent, unpack
+from stages.shared.student.published import (
+    check_published_base,
+    file_name,
+    from_hub,
+    published_languages,
+    read_published,
+)
+from stages.shared.whisper.languages import LANGUAGES, language_code
+from stages.shared.whisper.targets import token_of, use_token
+from stages.shared.whisper.weights import read_weights, write_weights
 
 if TYPE_CHECKING:
-    from stages.student.model import DistilWhisperForConditionalGeneration
+    from stages.shared.student.model import DistilWhisperForConditionalGeneration
 
 WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 2

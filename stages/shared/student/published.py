@@ -17,12 +17,12 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.config import GATE_DIM
-from stages.student.packing import Tensors, expert_shapes, misfit, not_finite
-from stages.whisper.download import fetched
-from stages.whisper.languages import without_token
-from stages.whisper.models import HUB_TIMEOUT_S
-from stages.whisper.weights import read_weights
+from stages.shared.student.config import GATE_DIM
+from stages.shared.student.packing import Tensors, expert_shapes, misfit, not_finite
+from stages.shared.whisper.download import fetched
+from stages.shared.whisper.languages import without_token
+from stages.shared.whisper.models import HUB_TIMEOUT_S
+from stages.shared.whisper.weights import read_weights
 
 CONFIG, MODEL_TYPE = "config.json", "distilwhisper"
 CHECKPOINTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -12,10 +12,10 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from stages.audio import is_silent
-from stages.whisper.features import LogMel
-from stages.whisper.models import Whisper
-from stages.whisper.targets import prompt_ids, token_of
+from stages.shared.audio import is_silent
+from stages.shared.whisper.features import LogMel
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import prompt_ids, token_of
 
 LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop: at least so many tokens, in at least so many copies of one piece
 LONGEST_PIECE = 32

@@ -12,15 +12,15 @@ from transformers.cache_utils import Cache
 from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.base import base_facts
-from stages.student.clsr import FeedForward, RoutedFeedForward, shared_name
-from stages.student.config import DistilWhisperConfig, DistilWhisperOutput
-from stages.student.experts import find_expert, load_experts, save_experts
-from stages.student.packing import Precision, misfit
-from stages.student.routing import Languages, Router, Routing, codes_of, gates_of
-from stages.whisper.languages import language_code
-from stages.whisper.targets import prompt_language
-from stages.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
+from stages.shared.student.clsr import FeedForward, RoutedFeedForward, shared_name
+from stages.shared.student.config import DistilWhisperConfig, DistilWhisperOutput
+from stages.shared.student.experts import find_expert, load_experts, save_experts
+from stages.shared.student.metadata import base_facts
+from stages.shared.student.packing import Precision, misfit
+from stages.shared.student.routing import Languages, Router, Routing, codes_of, gates_of
+from stages.shared.whisper.languages import language_code
+from stages.shared.whisper.targets import prompt_language
+from stages.shared.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
 

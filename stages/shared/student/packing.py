@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from cache.errors import PipelineError
-from stages.student.config import GATE_DIM
+from stages.shared.student.config import GATE_DIM
 
 Precision = Literal["fp16", "fp32", "int8"]
 Tensors = Mapping[str, torch.Tensor]

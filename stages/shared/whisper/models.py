@@ -17,10 +17,10 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTok
 
 from cache import storage
 from cache.errors import PipelineError, is_out_of_memory
-from stages.whisper.download import fetched
-from stages.whisper.embedded import MODEL_ID as EMBEDDED_ID
-from stages.whisper.embedded import embedded_whisper_base
-from stages.whisper.window import cut_audio_window, recorded_window
+from stages.shared.whisper.download import fetched
+from stages.shared.whisper.embedded import MODEL_ID as EMBEDDED_ID
+from stages.shared.whisper.embedded import embedded_whisper_base
+from stages.shared.whisper.window import cut_audio_window, recorded_window
 
 HUB_TIMEOUT_S = 10
 ENGLISH_VOCABULARY = 51864

@@ -10,10 +10,10 @@ from torch import nn
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.student.base import BASE_FACTS, load_base, read_facts
-from stages.whisper.models import Whisper
-from stages.whisper.targets import use_token
-from stages.whisper.weights import read_weights, write_weights
+from stages.shared.student.metadata import BASE_FACTS, load_base, read_facts
+from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.targets import use_token
+from stages.shared.whisper.weights import read_weights, write_weights
 
 WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
 TARGETS = ["fc1", "fc2"]  # of every encoder and decoder layer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cache.errors import PipelineError
-from stages.whisper.languages import LANGUAGES, language_code, without_token
+from stages.shared.whisper.languages import LANGUAGES, language_code, without_token
 
 Languages = str | None | Sequence[str | None]  # one for the batch, or one for each row; None: the shared path
 

@@ -13,8 +13,8 @@ import soxr
 
 from cache.errors import PipelineError
 from cache.records import MAX_SECONDS
-from stages.recordings.levels import Levels, Mix
-from stages.recordings.sources import FfmpegFrames, Frames, name_of, open_frames, reason_of
+from stages.shared.recordings.levels import Levels, Mix
+from stages.shared.recordings.sources import FfmpegFrames, Frames, name_of, open_frames, reason_of
 
 SAMPLE_RATE = 16_000  # Hz: what Whisper's features are defined on
 QUALITY = "VHQ"  # soxr's best; at speech lengths it costs no more time than decoding does

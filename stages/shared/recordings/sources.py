@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from cache.errors import PipelineError
-from stages.recordings.claims import Claim, read_claim
+from stages.shared.recordings.claims import Claim, read_claim
 
 BLOCK = 1 << 16  # frames read at once: 4 s at 16 kHz, so that a file of any length fits in memory
 UNCOUNTED = 1 << 62  # frames: what libsndfile reports where a FLAC from a pipe does not say how many it has

@@ -8,7 +8,7 @@ import jiwer
 import numpy as np
 
 from cache.errors import PipelineError
-from stages.normaliser import NORMALISER, basic, basic_characters, characters, normalise, words
+from stages.shared.normaliser import NORMALISER, basic, basic_characters, characters, normalise, words
 
 __all__ = ["NORMALISER", "RATES", "Row", "interval", "normalise", "paired_interval", "score", "totals"]
 

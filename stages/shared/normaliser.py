@@ -6,7 +6,7 @@ from functools import lru_cache
 import regex
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from stages.whisper.languages import WITHOUT_SPACES
+from stages.shared.whisper.languages import WITHOUT_SPACES
 
 NORMALISER = "marks-1"  # the number goes up with any change of the rules: results of two versions cannot be compared
 SPLIT_BY_BASIC = frozenset({"th", "ja", "zh", "lo", "my", "yue"})  # what Whisper's authors split, kept for comparison

@@ -10,7 +10,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.whisper.models import Whisper, find_model, load_whisper, parameter_count, weights_fingerprint
+from stages.shared.whisper.models import Whisper, find_model, load_whisper, parameter_count, weights_fingerprint
 
 BASE_FACTS = {"base": str, "base_weights": str, "audio_window_s": int}  # what `load_base` reads
 # A base in half precision has other values: these hold the fingerprint of the weights after rounding to that type.
@@ -68,7 +68,7 @@ def check_base(
     if facts["audio_window_s"] != audio_window_s:
         raise PipelineError(
             f"{path} was trained with audio_window_s {facts['audio_window_s']}, the model has {audio_window_s}: they "
-            "must agree; `load_model` of stages.student.loading loads the base with the right window"
+            "must agree; `load_model` of stages.shared.student.loading loads the base with the right window"
         )
     trained, here = facts.get("base_dtype", _short(torch.float32)), _coarsest(parameters)
     halves = {_short(half): half for half in ROUNDED}

@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from stages.student.config import DistilWhisperConfig
-from stages.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.config import DistilWhisperConfig
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
 
 TASK = "automatic-speech-recognition"
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 from cache import storage
 from cache.errors import PipelineError
-from stages.student.base import load_base
-from stages.student.experts import CONFIG, is_experts_folder, load_experts, read_config
-from stages.student.lora import is_lora_folder, load_lora
-from stages.student.model import DistilWhisperForConditionalGeneration
-from stages.whisper.models import Whisper, load_whisper
+from stages.shared.student.experts import CONFIG, is_experts_folder, load_experts, read_config
+from stages.shared.student.lora import is_lora_folder, load_lora
+from stages.shared.student.metadata import load_base
+from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.whisper.models import Whisper, load_whisper
 
 
 @dataclass(frozen=True)

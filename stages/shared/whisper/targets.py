@@ -4,8 +4,14 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache.errors import PipelineError
-from stages.whisper.languages import LANGUAGES, WITHOUT_SPACES, how_to_name_a_token, language_name, token_language
-from stages.whisper.models import Whisper
+from stages.shared.whisper.languages import (
+    LANGUAGES,
+    WITHOUT_SPACES,
+    how_to_name_a_token,
+    language_name,
+    token_language,
+)
+from stages.shared.whisper.models import Whisper
 
 
 def token_of(model: WhisperForConditionalGeneration, language: str) -> str:

@@ -1,0 +1,1 @@
+"""Speech recordings to text, by the code that measured the model."""
