@@ -18,7 +18,7 @@ test-real: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m real
 
 test-cluster: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/test_cluster.py -m "cluster or not cluster"
+	$(BIN)/python -m pytest tests/stages/teacher_cache/test_cluster.py -m "cluster or not cluster"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

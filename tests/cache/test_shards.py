@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY
@@ -111,7 +112,7 @@ KILLER = """
 @FORMATS
 def test_killed_anywhere_and_run_again(format, tmp_path):
     """SIGKILL at every few lines that run in cache/: the next run ends with the same bytes, and no half-written file."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    paths = [str(ROOT / "tests/support"), str(ROOT)]
     script = KILLER.format(root=str(tmp_path), format=format, paths=paths, stride=23)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     folders = sorted(tmp_path.glob(f"{format}-*"))

@@ -22,6 +22,7 @@ from cache_makers import (
     rows_of,
     same,
 )
+from sources import ROOT
 
 from cache import storage
 from cache.convert import convert
@@ -35,7 +36,6 @@ from stages.shared.whisper.models import load_whisper
 from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
-ROOT = Path(__file__).parents[2]
 OTHER = {"parquet": "webdataset", "webdataset": "parquet"}
 formats = pytest.mark.parametrize("format", FORMATS)
 kinds = pytest.mark.parametrize("kind", ["utterances", "teacher"])

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from cache_makers import make_teacher, make_utterances, same, teacher_record
 from makers import make_utterance
+from sources import ROOT
 
 from cache import parquet, webdataset
 from cache.errors import PipelineError
@@ -127,7 +128,7 @@ def test_memory_is_bounded_whatever_a_parquet_file_claims(tmp_path):
         (tmp_path / name).write_bytes(data)
     script = textwrap.dedent(LIMITED.format(limit=LIMIT, fields=LISTS))
     command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     grown = {name: int(line[0]) for name, line in zip(files, lines, strict=True)}
     found = {name: line[1] for name, line in zip(files, lines, strict=True)}
@@ -182,7 +183,7 @@ def test_a_damaged_footer_does_not_end_the_process(tmp_path):
     """pyarrow 26 aborts at 8 of these when it is asked for a column's metadata: no exception could be caught."""
     folder = make_teacher(tmp_path / "teacher", make_utterances(tmp_path / "utterances", rows=[2]))
     command = [sys.executable, "-c", textwrap.dedent(FLIPPED), str(folder / "shard-00000.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1000
 

@@ -1,6 +1,6 @@
 """What each stage computes for a tiny model: kept in golden/values.json with the stage's version.
 
-`python tests/golden_values.py` writes that file anew.
+`python tests/support/golden_values.py` writes that file anew.
 """
 
 import json
@@ -30,7 +30,7 @@ from stages.train_student.run import TRAIN_VERSION, train_student
 from stages.train_student.settings import TrainSettings
 
 FILE = Path(__file__).parent / "golden/values.json"
-COMMAND = "python tests/golden_values.py"
+COMMAND = "python tests/support/golden_values.py"
 CONSTANTS = {
     "prepare": ("PREPARE_VERSION", PREPARE_VERSION),
     "teacher_cache": ("TEACHER_CACHE_VERSION", TEACHER_CACHE_VERSION),

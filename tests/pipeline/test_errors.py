@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from makers import make_tiny_whisper, make_utterance_shards
+from sources import ROOT
 
 import pipeline.commands.evaluate  # noqa: F401  all that a command imports, for the forks
 import pipeline.commands.prepare
@@ -28,7 +29,6 @@ from pipeline.cli import main
 from pipeline.errors import each, explained
 from stages.shared.audio import decode_flac
 
-ROOT = Path(__file__).parents[1]
 CAUSES = {  # Python run before the command, each fault somewhere else
     "a fault of ours": "import pipeline.params as p; p.load_params = lambda *_: {}['planted']",
     "several lines": "import pipeline.params as p\n"

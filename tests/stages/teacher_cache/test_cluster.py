@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from makers import make_utterance_shards
 from ruamel.yaml import YAML
+from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.files import read_json
@@ -32,7 +33,6 @@ from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
 from stages.teacher_cache.worker import Task, Worker
 
-ROOT = Path(__file__).parents[1]
 ROWS = 24
 SHARDS = 10
 # its own token: nobody else can use these clusters, and Ray writes none into the home folder

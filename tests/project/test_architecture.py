@@ -7,30 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sources import LAYERS, MODULES, ROOT, imported, module_name
 
-ROOT = Path(__file__).parents[1]
-LAYERS = {"pipeline": {"pipeline", "stages", "cache"}, "stages": {"stages", "cache"}, "cache": {"cache"}}
 FORBIDDEN_IN_CACHE = {"torch", "transformers", "click", "stages", "pipeline"}
-MODULES = sorted(path for top in LAYERS for path in (ROOT / top).rglob("*.py"))
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Every module that `path` imports, at its top or inside a function, by its full name."""
-    package = module_name(path).split(".")
-    if path.name != "__init__.py":
-        package.pop()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def part_of_stages(name: str) -> str | None:
@@ -75,23 +54,6 @@ def test_stages_holds_nothing_but_folders():
     lying_about = {path.name for path in (ROOT / "stages").glob("*.py")} - {"__init__.py"}
     assert not lying_about
     assert (ROOT / "stages/shared/__init__.py").exists()
-
-
-def test_no_import_circle():
-    """Among modules; an import inside a function or for type checking counts."""
-    names = {module_name(path): path for path in MODULES}
-    imports = {name: {known(full, names) for full in imported(path)} - {None, name} for name, path in names.items()}
-    while leaves := [name for name, found in imports.items() if not found & imports.keys()]:
-        for name in leaves:
-            del imports[name]
-    assert not imports
-
-
-def known(name: str, names: dict[str, Path]) -> str | None:
-    """The module that the full name of an import lies in."""
-    while name and name not in names:
-        name = name.rpartition(".")[0]
-    return name or None
 
 
 def test_cache_loads_neither_torch_nor_anything_above_it():

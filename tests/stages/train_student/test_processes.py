@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from makers import make_teacher_shards, make_utterance_shards
+from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
@@ -217,7 +218,7 @@ def test_accelerate_launches_the_command(tiny_whisper, utterances, tmp_path):
         "--method",
         "clsr",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("2/2 steps") == done.stderr.count("best validation WER") == 1

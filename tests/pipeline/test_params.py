@@ -1,9 +1,8 @@
 """Which setting counts: the defaults, the file, the file's changes for a method, `--set`, and flags, in this order."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from sources import ROOT
 
 from pipeline.cli import cli
 from stages.shared.whisper import models
@@ -11,7 +10,7 @@ from stages.shared.whisper.models import compute_dtype, fast_products, find_mode
 from stages.train_student.processes import Processes
 from stages.train_student.settings import TrainSettings
 
-PUBLISHED = Path(__file__).parents[1] / "presets/published.yaml"
+PUBLISHED = ROOT / "presets/published.yaml"
 
 
 def trained_with(monkeypatch: pytest.MonkeyPatch, method: str, *arguments: str, flags: tuple[str, ...] = ()):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from makers import make_teacher_shards
 from ruamel.yaml import YAML
+from sources import ROOT
 
 from cache.shards import ShardReader
 from pipeline.params import Params, load_params, train_settings
@@ -15,7 +16,7 @@ from stages.train_student.loop import Run
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
-PRESETS = Path(__file__).parents[1] / "presets"
+PRESETS = ROOT / "presets"
 
 
 def preset() -> Params:

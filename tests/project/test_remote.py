@@ -13,13 +13,13 @@ import s3fs
 import soundfile
 from flaky_s3 import BUCKET, EVERY, FAULTS, FlakyApp, flaky_s3
 from makers import TEXTS, make_tiny_whisper, run
+from sources import ROOT
 
 from cache import files, locks, storage
 from cache.errors import PipelineError
 from cache.storage import StorageError
 from stages.shared.whisper.models import load_whisper
 
-ROOT = Path(__file__).parents[1]
 Requests = list[tuple[str, str, str | None]]  # method, path, fault
 FOLDERS = ("utterances", "teacher", "models", "metrics", "report")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from makers import make_utterance, make_utterance_shards
 from references import assert_is_distribution, reference, tail_of, targets_of
+from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
@@ -23,7 +24,6 @@ from stages.teacher_cache.settings import TeacherCacheSettings
 
 TOP_K, TOP_P, MIN_K, BITS = 8, 0.5, 4, 8
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 
 
 def settings(**changes) -> TeacherCacheSettings:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from makers import write_command
 from ruamel.yaml import YAML
-from test_architecture import MODULES, imported, module_name
+from sources import NAMES, ROOT, imported, module_of
 
-ROOT = Path(__file__).parent.parent
 # Writes the outputs that dvc.yaml declares, from the settings that the real command reads, and notes each call.
 STAND_IN = """
 import json, sys
@@ -169,15 +168,7 @@ def stage_list(params: dict) -> set[str]:
 
 # Dependencies on code
 
-NAMES = {module_name(path): path for path in MODULES}
 STAGE_OF = {"adapt-teacher": "train_student", "train-student": "train_student", "teacher-cache": "teacher_cache"}
-
-
-def module_of(name: str) -> str | None:
-    """The module that a full name, of a module or of what is in one, lies in."""
-    while name and name not in NAMES:
-        name = name.rpartition(".")[0]
-    return name or None
 
 
 def unit(module: str) -> str | None:

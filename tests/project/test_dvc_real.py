@@ -15,10 +15,10 @@ import pytest
 import soundfile
 from makers import TEXTS, write_command
 from ruamel.yaml import YAML
+from sources import ROOT
 
 from cache.files import read_json, sha256_file
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("cache", "stages", "pipeline", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore")
 STAGES = ("prepare", "adapt-teacher", "teacher-cache", "train-from-teacher")
 # Starting Python with torch takes longer than a command does here. So a process that has loaded the libraries, and nothing of

@@ -1,11 +1,11 @@
 """Results change with the version of their stage, never without: else work of the old code would be kept as new."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 from golden_values import CONSTANTS, FILE, compute, faults
+from sources import ROOT
 
 from cache.files import read_json
 
@@ -42,10 +42,10 @@ def test_a_raised_version_asks_for_new_values(found: dict[str, Any]):
     golden = copy.deepcopy(found)
     golden["evaluate"]["version"] -= 1
     (said,) = faults(found, golden)
-    assert "EVALUATE_VERSION is" in said and "python tests/golden_values.py" in said
+    assert "EVALUATE_VERSION is" in said and "python tests/support/golden_values.py" in said
 
 
 def test_the_constants_lie_where_they_are_said_to():
     for stage, (constant, version) in CONSTANTS.items():
-        text = (Path(__file__).parents[1] / f"stages/{stage}/run.py").read_text(encoding="utf-8")
+        text = (ROOT / f"stages/{stage}/run.py").read_text(encoding="utf-8")
         assert f"\n{constant} = {version}\n" in text

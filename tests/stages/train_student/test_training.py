@@ -14,6 +14,7 @@ import pytest
 import torch
 from makers import make_teacher_shards, make_tiny_whisper, make_utterance_shards
 from safetensors.torch import load_file
+from sources import ROOT
 from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
@@ -30,7 +31,6 @@ from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
 WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors"}
 WEIGHTS |= {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 

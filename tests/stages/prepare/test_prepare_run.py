@@ -3,12 +3,12 @@ import signal
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from prepare_makers import RATE, noise, record, tone
+from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.files import read_jsonl
@@ -251,7 +251,7 @@ progress = lambda done, total, seconds: None
 prepare(ManifestSettings(corpus="manifest", path=Path({str(corpus / "manifest.jsonl")!r})),
         PrepareSettings(shard_rows=4, format=FORMAT), "cs", Path({str(out)!r}), {MAX_SECONDS}, progress=progress)
 """
-    root = Path(__file__).parents[2]
+    root = ROOT
     return subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
 
 
