@@ -13,15 +13,9 @@ from stages.shared.student.experts import is_experts_folder, read_config
 from stages.shared.student.loading import Loaded, load_model
 from stages.shared.student.lora import is_lora_folder, read_lora_config
 from stages.shared.student.metadata import find_base
+from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
 from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
-from stages.shared.whisper.models import (
-    Whisper,
-    choose_device,
-    find_model,
-    keep_freed_memory,
-    load_whisper,
-    use_all_cores,
-)
+from stages.shared.whisper.models import Whisper, find_model, load_whisper
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

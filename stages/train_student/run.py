@@ -16,7 +16,8 @@ from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.student.metadata import base_facts
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.whisper.device import compute_dtype, round_weights
+from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of, use_token
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData

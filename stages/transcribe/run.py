@@ -12,7 +12,7 @@ from stages.shared.audio import cut_at_pauses, read_windows
 from stages.shared.prefetch import prefetch
 from stages.shared.student.loading import Loaded
 from stages.shared.whisper.decode import Transcriber, Transcript
-from stages.shared.whisper.models import compute_dtype, round_weights
+from stages.shared.whisper.device import compute_dtype, round_weights
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech

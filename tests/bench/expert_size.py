@@ -23,7 +23,8 @@ from stages.shared.student.experts import WEIGHTS, read_config, read_expert, sha
 from stages.shared.student.loading import Loaded, load_model
 from stages.shared.student.packing import Precision, Tensors, kept
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import keep_freed_memory, load_whisper, use_all_cores
+from stages.shared.whisper.device import keep_freed_memory, use_all_cores
+from stages.shared.whisper.models import load_whisper
 
 BATCH = 16
 CHOICES: list[tuple[Precision, int | None]] = [

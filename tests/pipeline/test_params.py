@@ -6,7 +6,8 @@ from sources import ROOT
 
 from pipeline.cli import cli
 from stages.shared.whisper import models
-from stages.shared.whisper.models import compute_dtype, fast_products, find_model, load_whisper, round_weights
+from stages.shared.whisper.device import compute_dtype, fast_products, round_weights
+from stages.shared.whisper.models import find_model, load_whisper
 from stages.train_student.processes import Processes
 from stages.train_student.settings import TrainSettings
 
