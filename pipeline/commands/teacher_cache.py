@@ -43,7 +43,7 @@ def here(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[s
 
 def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
-    say(find_model(task.teacher)[1])
+    say(find_model(task.teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 

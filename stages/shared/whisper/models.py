@@ -24,6 +24,15 @@ FILES = ("*.json", "*.safetensors", "*.txt")
 
 
 @dataclass(frozen=True)
+class WhisperSource:
+    """Where a Whisper lies on this machine. Nothing of it is loaded yet."""
+
+    name: str  # what was asked for: a folder, a URL or a hub id
+    folder: Path
+    line: str  # tells a person which one it is
+
+
+@dataclass(frozen=True)
 class Whisper:
     model: WhisperForConditionalGeneration
     tokenizer: WhisperTokenizer
@@ -39,32 +48,36 @@ class Whisper:
         return self.model.config.vocab_size == ENGLISH_VOCABULARY if said is None else not said
 
 
-def find_model(source: str) -> tuple[Path, str]:
-    """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
+def find_model(source: str) -> WhisperSource:
+    """Finds the Whisper `source`: a folder, a URL (which is copied here) or a hub id.
+
+    Raises PipelineError where there is none.
+    """
     folder = storage.path(source)
     if not isinstance(folder, Path):
         _check_names(source, set(storage.sizes(folder)))
         copy = fetched(folder, FILES)
-        return copy, f"{source}: copied to {copy}"
+        return WhisperSource(source, copy, f"{source}: copied to {copy}")
     if folder.is_dir():
-        return _checked(folder), f"{source}: local folder"
+        return WhisperSource(source, _checked(folder), f"{source}: local folder")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
     return _from_hub(source)
 
 
 @cache
-def _from_hub(source: str) -> tuple[Path, str]:
-    """Asked once for each model and process: where there is no network an answer takes seconds."""
+def _from_hub(source: str) -> WhisperSource:
+    """Asks the hub once for each model and process: where there is no network an answer takes seconds."""
     try:
         found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
-        return _checked(found), f"{source}: from the hub"
+        return WhisperSource(source, _checked(found), f"{source}: from the hub")
     except PipelineError:
         raise
     except Exception as error:  # the hub's client raises errors of many libraries, all meaning: not to be had
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if source == EMBEDDED_ID:
-        return embedded_whisper_base(), f"{source}: the hub cannot be reached; using the embedded whisper-base"
+        line = f"{source}: the hub cannot be reached; using the embedded whisper-base"
+        return WhisperSource(source, embedded_whisper_base(), line)
     raise PipelineError(f"{source}: not a local folder, and the hub does not give it ({reason})")
 
 
@@ -81,13 +94,14 @@ def _check_names(folder: str, names: set[str]) -> None:
         raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
 
 
-def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
-    """Loads in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
+def load_whisper(found: str | WhisperSource, audio_window_s: int | None = None) -> Whisper:
+    """Loads a Whisper in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
 
-    Without `audio_window_s` the window is the one the model was trained with, or 30. Raises PipelineError where
-    the source is no Whisper, or where it was trained with another window.
+    found: what `find_model` found, or takes. Without `audio_window_s` the window is the one that the model was trained
+    with, or 30. Raises PipelineError where the source is no Whisper, or where it was trained with another window.
     """
-    folder, _ = find_model(source)
+    found = find_model(found) if isinstance(found, str) else found
+    source, folder = found.name, found.folder
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "whisper":
