@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from makers import make_tiny_whisper, run, speaking
-from sources import ROOT
+from sources import MODULES, ROOT
 
 from stages.shared.whisper.models import load_whisper
 
@@ -94,6 +94,14 @@ def test_every_command_prints_what_the_page_shows(
             assert matches(text, printed), f"{command}printed:\n{printed}\nThe page shows:\n{text}"
             assert (status == 1) == any(line.startswith("pipeline: ") for line in text.splitlines())
     assert (tmp_path / "report/index.html").exists()
+
+
+def test_the_messages_that_it_explains_are_messages():
+    table = PAGE.read_text(encoding="utf-8").partition("## What goes wrong first")[2]
+    named = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in MODULES)
+    assert len(named) >= 8
+    assert [text for text in named if text not in sources] == []
 
 
 def test_other_words_are_seen():
