@@ -22,14 +22,14 @@ from cache.storage import AnyPath
 from stages.teacher_cache.pool import Plan, Pool, Say, short
 from stages.teacher_cache.run import Done, Progress, completed, finish, opened
 from stages.teacher_cache.settings import ClusterSettings
-from stages.teacher_cache.worker import Task
+from stages.teacher_cache.worker import ScoringRequest
 
 MOST_CPUS = 8  # of a worker: a teacher's batch hardly gets faster with more
 OBJECT_STORE = 100 << 20  # bytes; only paths and manifest entries travel
 
 
 def cache_teacher_on_ray(
-    task: Task,
+    request: ScoringRequest,
     cluster: ClusterSettings,
     device: str,
     rerun: Rerun = "refuse",
@@ -40,22 +40,22 @@ def cache_teacher_on_ray(
 
     say: is told of the workers, and of those that die.
     """
-    source = ShardReader(task.utterances, "utterances")
-    with sole_writer(task.out), connected(cluster.address) as ray:
+    source = ShardReader(request.utterances, "utterances")
+    with sole_writer(request.out), connected(cluster.address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         plan = planned(nodes, cluster, device, len(source.shards))
         say(f"Ray: machines: {len(nodes)}, workers: {plan.workers}, of each: CPUs: {plan.cpus}, GPUs: {plan.gpus}")
-        with Pool(ray, task, plan, device, say) as pool:
-            writer = opened(task.out, pool.open(source), task.settings.format, rerun)
+        with Pool(ray, request, plan, device, say) as pool:
+            writer = opened(request.out, pool.open(source), request.settings.format, rerun)
             if writer.complete:
                 return completed(writer)
             waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
             for entry in pool.run(waiting, Done(progress, source, writer).add):
-                _check_seen(task.out, entry)
-                if entry["batch_size"] < task.settings.batch_size:
+                _check_seen(request.out, entry)
+                if entry["batch_size"] < request.settings.batch_size:
                     say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")
                 writer.record(entry)
-        remove_temporaries(task.out)  # of workers that died
+        remove_temporaries(request.out)  # of workers that died
         return finish(writer)
 
 

@@ -18,7 +18,7 @@ from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vo
 
 
 @dataclass
-class Job:
+class ScoringJob:
     """One teacher, one language, one way to cache: what every shard has in common."""
 
     teacher: Whisper

@@ -15,7 +15,7 @@ from cache.errors import PipelineError
 from cache.resume import differences
 from cache.shards import ShardReader
 from stages.teacher_cache.shard import Tell
-from stages.teacher_cache.worker import Task, Worker
+from stages.teacher_cache.worker import ScoringRequest, Worker
 
 DEATHS = 3  # of the workers that had it, after which a shard ends the run
 POLL_S = 2.0
@@ -35,7 +35,7 @@ class Plan:
 class Pool:
     """At the end of its context all workers are stopped."""
 
-    def __init__(self, ray: Any, task: Task, plan: Plan, device: str, say: Say):
+    def __init__(self, ray: Any, request: ScoringRequest, plan: Plan, device: str, say: Say):
         self.ray, self.plan, self.say = ray, plan, say
         options = {
             "num_cpus": plan.cpus,
@@ -45,8 +45,10 @@ class Pool:
             "runtime_env": {"env_vars": _environment(plan.cpus), **_python()},
         }
         device = "cuda" if device == "auto" and plan.gpus else "cpu" if device == "auto" else device
-        models = _absolute(task.teacher), _absolute(task.student)
-        self._start = lambda: ray.remote(Worker).options(**options).remote(task.absolute(), *models, device, plan.cpus)
+        models = _absolute(request.teacher), _absolute(request.student)
+        self._start = lambda: (
+            ray.remote(Worker).options(**options).remote(request.absolute(), *models, device, plan.cpus)
+        )
         self.workers: list[Any] = []  # all that are not known to be dead
         self.ready: list[Any] = []  # those that have loaded the teacher
         self.calls: dict[Any, tuple[Any, int | None]] = {}  # -> worker and shard; None: it loads the teacher

@@ -13,7 +13,7 @@ from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 from stages.shared.whisper.models import Whisper, compute_dtype
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ScoredShard, ShardScorer
 from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
@@ -41,7 +41,9 @@ def cache_teacher(
     student: whose token ids are stored; None: the teacher's own.
     """
     source = ShardReader(utterances, "utterances")
-    job = Job(teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device))
+    job = ScoringJob(
+        teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device)
+    )
     with sole_writer(out):
         writer = opened(out, job.facts(source), settings.format, rerun)
         if writer.complete:

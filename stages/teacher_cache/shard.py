@@ -16,7 +16,7 @@ from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import fast_products, round_weights
 from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.vocabulary import TokenMap
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class _Shard:
 class ShardScorer:
     """Runs a job's teacher, on the device where its model is, over shards of utterances."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: ScoringJob):
         self.job, self.settings, self.scorer = job, job.settings, job.scorer()
         self.batch_size = job.settings.batch_size  # less, once a batch did not fit into memory
         round_weights(job.teacher.model.requires_grad_(False), job.dtype)

@@ -12,7 +12,7 @@ from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
 from stages.shared.whisper.targets import use_token
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
@@ -20,7 +20,7 @@ from stages.teacher_cache.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
-class Task:
+class ScoringRequest:
     """What a worker is to do; small, for it travels."""
 
     teacher: str  # hub id or folder, as it was asked for: the manifest says so
@@ -32,7 +32,7 @@ class Task:
     out: AnyPath
     token: str | None = None  # the language whose token stands for `language` in prompts; None: its own
 
-    def absolute(self) -> "Task":
+    def absolute(self) -> "ScoringRequest":
         """The same for another working folder."""
         return replace(self, utterances=self.utterances.absolute(), out=self.out.absolute())
 
@@ -40,11 +40,11 @@ class Task:
 class Worker:
     """Two shards at a time: while one is scored the other is read, or written.
 
-    teacher, student: where the task's two are, which it names as they were asked for.
+    teacher, student: where the request's two are, which it names as they were asked for.
     """
 
-    def __init__(self, task: Task, teacher: str, student: str, device: str, threads: int):
-        self.task, self.teacher, self.student, self.device, self.threads = task, teacher, student, device, threads
+    def __init__(self, request: ScoringRequest, teacher: str, student: str, device: str, threads: int):
+        self.request, self.teacher, self.student, self.device, self.threads = request, teacher, student, device, threads
         self.scoring = threading.Lock()
         self.done: dict[int, tuple[int, float]] = {}
 
@@ -64,14 +64,16 @@ class Worker:
         self.scorer = ShardScorer(job)
         return facts
 
-    def _load(self) -> Job:
-        task = self.task
-        self.source = ShardReader(task.utterances, "utterances")
+    def _load(self) -> ScoringJob:
+        request = self.request
+        self.source = ShardReader(request.utterances, "utterances")
         self.where = choose_device(self.device)
-        teacher = replace(load_whisper(self.teacher, task.audio_window_s), source=task.teacher)
-        use_token(teacher.model, task.language, task.token)
-        student = replace(load_vocabulary(self.student), source=task.student)
-        return Job(teacher, student, task.language, task.settings, compute_dtype(task.settings.dtype, self.where))
+        teacher = replace(load_whisper(self.teacher, request.audio_window_s), source=request.teacher)
+        use_token(teacher.model, request.language, request.token)
+        student = replace(load_vocabulary(self.student), source=request.student)
+        return ScoringJob(
+            teacher, student, request.language, request.settings, compute_dtype(request.settings.dtype, self.where)
+        )
 
     def score(self, index: int) -> dict[str, Any]:
         """Makes shard `index`, and returns its entry for the manifest."""
@@ -80,7 +82,7 @@ class Worker:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
             self.done[index] = 0, 0.0
             (shard,) = self.scorer.run([(index, utterances)], lambda *counts: self._tell(index, *counts))
-        entry = write_scored(self.task.out, self.task.settings.format, shard, self.source)
+        entry = write_scored(self.request.out, self.request.settings.format, shard, self.source)
         del self.done[index]
         return entry
 

@@ -24,7 +24,7 @@ from stages.shared.audio import decode_flac
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_positions
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _records(whisper: Whisper, rows: list[dict], **choice: Any) -> list[dict]:
     settings = TeacherCacheSettings(dtype="fp32", **choice)
-    job = Job(whisper, vocabulary_of(whisper), LANGUAGE, settings, torch.float32)
+    job = ScoringJob(whisper, vocabulary_of(whisper), LANGUAGE, settings, torch.float32)
     (shard,) = ShardScorer(job).run([(0, rows)], lambda *_: None)
     return shard.records
 

@@ -31,7 +31,7 @@ from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, planne
 from stages.teacher_cache.pool import Plan
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
-from stages.teacher_cache.worker import Task, Worker
+from stages.teacher_cache.worker import ScoringRequest, Worker
 
 ROWS = 24
 SHARDS = 10
@@ -112,7 +112,7 @@ def here(model: Path, source: Path, out: Path, progress=lambda *counts: None) ->
 def on_ray(model: Path, source: Path, out: Path, progress=lambda *counts: None, device: str = "auto") -> list[str]:
     """What it says."""
     said: list[str] = []
-    task = Task(str(model), str(model), 1, "cs", SETTINGS, source, out)
+    task = ScoringRequest(str(model), str(model), 1, "cs", SETTINGS, source, out)
     cache_teacher_on_ray(task, ClusterSettings(engine="ray"), device, progress=progress, say=said.append)
     return said
 
