@@ -86,12 +86,12 @@ def write_scored(folder: AnyPath, format: str, shard: ScoredShard, source: Shard
 
 def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
     """What the manifest says of a shard beside its rows, size and hash."""
-    heard = [record for record in shard.records if record["word_errors"] is not None]
+    transcribed = [record for record in shard.records if record["word_errors"] is not None]
     return {
         "tokens": shard.tokens,
         "seconds": source.shards[shard.index]["seconds"],
-        "word_errors": sum(record["word_errors"] for record in heard),
-        "words": sum(record["words"] for record in heard),
+        "word_errors": sum(record["word_errors"] for record in transcribed),
+        "words": sum(record["words"] for record in transcribed),
         "batch_size": shard.batch_size,
         "left_out": shard.left_out,
     }

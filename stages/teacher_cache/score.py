@@ -81,7 +81,7 @@ class Scorer:
         total_N = rest_N + top_NK.sum(-1)
         probs_NK = top_NK / total_N[:, None]
         counts_N = (probs_NK.cumsum(-1) < self.settings.top_p).sum(-1) + 1
-        counts_N.clamp_(self.settings.fewest, self.settings.top_k)
+        counts_N.clamp_(self.settings.effective_min_k, self.settings.top_k)
         dropped_NK = torch.arange(probs_NK.shape[1], device=counts_N.device) >= counts_N[:, None]
         dropped_probs_NK = probs_NK * dropped_NK
         tail_N = rest_N / total_N + dropped_probs_NK.sum(-1)

@@ -23,12 +23,12 @@ class TeacherCacheSettings(BaseModel):
     format: Literal["parquet", "webdataset"] = "parquet"
 
     @property
-    def fewest(self) -> int:
+    def effective_min_k(self) -> int:
         """min_k, where top_k allows it."""
         return min(self.min_k, self.top_k)
 
     @property
-    def hears(self) -> bool:
+    def transcribes(self) -> bool:
         """Whether the teacher transcribes."""
         return self.targets == "pseudo" or self.transcribe
 

@@ -21,7 +21,7 @@ from stages.teacher_cache.vocabulary import TokenMap
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
-NOTHING = {
+EMPTY_SCORES = {
     "targets": np.empty(0, np.uint16),
     "top_counts": np.empty(0, np.uint16),
     "top_ids": np.empty(0, np.uint16),
@@ -29,7 +29,7 @@ NOTHING = {
     "tail_log_probs": np.empty(0, np.float32),
     "mean_log_prob": None,
 }
-UNHEARD = {"teacher_text": None, "compression_ratio": None, "word_errors": None, "words": None}
+NO_TRANSCRIPT = {"teacher_text": None, "compression_ratio": None, "word_errors": None, "words": None}
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Batch:
     shard: "_Shard"
     rows: list[int]
     features: torch.Tensor | None  # (B, mels, frames); None where they did not fit into memory
-    silent: list[bool]  # by row: nothing is to be heard in it
+    silent: list[bool]  # by row: whether nothing can be heard
 
     def split(self, size: int) -> "list[_Batch]":
         """In parts of at most `size` rows, the last one first."""
@@ -85,7 +85,7 @@ class ShardScorer:
         self.batch_size = job.settings.batch_size  # less, once a batch did not fit into memory
         round_weights(job.teacher.model.requires_grad_(False), job.dtype)
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
-        self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.hears else None
+        self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.transcribes else None
 
     def run(self, shards: Iterable[tuple[int, list[dict]]], tell: Tell) -> Iterator[ScoredShard]:
         """shards: (index, utterances) each. Reading and log-mel are ahead of the model, across shards, too."""
@@ -185,12 +185,12 @@ class ShardScorer:
         shard = batch.shard
         made = self._features(shard, batch.rows) if batch.features is None else (batch.features, batch.silent)
         encoded_BSD = self.scorer.encode(made[0])
-        heard = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
+        transcripts = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
         left_out: dict[int, tuple[str, str]] = {}
-        if heard and self.settings.targets == "pseudo":
-            targets = [transcript.tokens for transcript in heard]
-            reasons = [_unusable(transcript, self.job.tokens) for transcript in heard]
+        if transcripts and self.settings.targets == "pseudo":
+            targets = [transcript.tokens for transcript in transcripts]
+            reasons = [_unusable(transcript, self.job.tokens) for transcript in transcripts]
             left_out = {row: reason for row, reason in zip(batch.rows, reasons, strict=True) if reason}
         kept = [number for number, row in enumerate(batch.rows) if row not in left_out]
         scored: Iterator[dict[str, Any]] = iter([])
@@ -199,11 +199,15 @@ class ShardScorer:
             shard.tails[batch.rows[0]] = tail_V
             scored = iter(records)
         for number, row in enumerate(batch.rows):
-            facts = UNHEARD if heard is None else self._heard(heard[number], shard.utterances[row]["text"])
-            shard.records[row] = {**(NOTHING if row in left_out else next(scored)), **facts}
+            fields = (
+                NO_TRANSCRIPT
+                if transcripts is None
+                else self._transcript_fields(transcripts[number], shard.utterances[row]["text"])
+            )
+            shard.records[row] = {**(EMPTY_SCORES if row in left_out else next(scored)), **fields}
         shard.left_out.update(left_out)
 
-    def _heard(self, transcript: Transcript, reference: str) -> dict[str, Any]:
+    def _transcript_fields(self, transcript: Transcript, reference: str) -> dict[str, Any]:
         counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}
         return {
             "teacher_text": transcript.text,
@@ -215,7 +219,7 @@ class ShardScorer:
 
 def _finished(shard: _Shard, vocab_size: int) -> ScoredShard:
     records = [
-        {"id": utterance["id"], **shard.records.get(row, {**NOTHING, **UNHEARD})}
+        {"id": utterance["id"], **shard.records.get(row, {**EMPTY_SCORES, **NO_TRANSCRIPT})}
         for row, utterance in enumerate(shard.utterances)
     ]
     left_out = [
