@@ -19,8 +19,8 @@ from cache.locks import sole_writer
 from cache.resume import Rerun
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.teacher_cache.pool import Plan, Pool, Say, short
-from stages.teacher_cache.run import Done, Progress, completed, finish, opened
+from stages.teacher_cache.pool import Plan, Pool, Print, last_line
+from stages.teacher_cache.run import Progress, ProgressCounter, finish, finished_manifest, open_writer
 from stages.teacher_cache.settings import ClusterSettings
 from stages.teacher_cache.worker import ScoringRequest
 
@@ -34,7 +34,7 @@ def cache_teacher_on_ray(
     device: str,
     rerun: Rerun = "refuse",
     progress: Progress = lambda done, total, seconds: None,
-    say: Say = lambda text: None,
+    say: Print = lambda text: None,
 ) -> dict[str, Any]:
     """What `cache_teacher` does, with the same result.
 
@@ -43,14 +43,14 @@ def cache_teacher_on_ray(
     source = ShardReader(request.utterances, "utterances")
     with sole_writer(request.out), connected(cluster.address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        plan = planned(nodes, cluster, device, len(source.shards))
+        plan = plan_workers(nodes, cluster, device, len(source.shards))
         say(f"Ray: machines: {len(nodes)}, workers: {plan.workers}, of each: CPUs: {plan.cpus}, GPUs: {plan.gpus}")
         with Pool(ray, request, plan, device, say) as pool:
-            writer = opened(request.out, pool.open(source), request.settings.format, rerun)
+            writer = open_writer(request.out, pool.open(source), request.settings.format, rerun)
             if writer.complete:
-                return completed(writer)
+                return finished_manifest(writer)
             waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-            for entry in pool.run(waiting, Done(progress, source, writer).add):
+            for entry in pool.run(waiting, ProgressCounter(progress, source, writer).add):
                 _check_seen(request.out, entry)
                 if entry["batch_size"] < request.settings.batch_size:
                     say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")
@@ -59,7 +59,7 @@ def cache_teacher_on_ray(
         return finish(writer)
 
 
-def planned(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str, shards: int) -> Plan:
+def plan_workers(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str, shards: int) -> Plan:
     """nodes: Ray's resources of each machine. A worker has a GPU to itself where there are any, else a share of the cores."""
     gpus = int(device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes))
     if device not in ("auto", "cpu") and not gpus:
@@ -92,7 +92,7 @@ def connected(address: str | None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise PipelineError(f"{address}: run this command on a machine of the cluster, with --ray-address auto")
-    # Ray prints the death of each worker to stdout; what matters of it is said in one line
+    # Ray prints the death of each worker to stdout; `say` is told of it in one line
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         _connect(ray, address)
         try:
@@ -114,7 +114,7 @@ def _connect(ray: Any, address: str) -> None:
             ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
-            f"Ray at '{address}' cannot be reached ({short(error)}): is `ray start` done there, and where it has a token, "
+            f"Ray at '{address}' cannot be reached ({last_line(error)}): is `ray start` done there, and where it has a token, "
             "is that here, and RAY_AUTH_MODE=token?"
         ) from None
 

@@ -14,15 +14,15 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.resume import differences
 from cache.shards import ShardReader
-from stages.teacher_cache.shard import Tell
+from stages.teacher_cache.shard import ReportProgress
 from stages.teacher_cache.worker import ScoringRequest, Worker
 
 DEATHS = 3  # of the workers that had it, after which a shard ends the run
 POLL_S = 2.0
-WAIT_SAID_S = 60.0  # between the lines that say that no worker is ready
+ANNOUNCE_S = 60.0  # between the lines that say that no worker is ready
 CHECKOUT = Path(__file__).parents[2]
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
 class Pool:
     """At the end of its context all workers are stopped."""
 
-    def __init__(self, ray: Any, request: ScoringRequest, plan: Plan, device: str, say: Say):
+    def __init__(self, ray: Any, request: ScoringRequest, plan: Plan, device: str, say: Print):
         self.ray, self.plan, self.say = ray, plan, say
         options = {
             "num_cpus": plan.cpus,
@@ -54,7 +54,7 @@ class Pool:
         self.calls: dict[Any, tuple[Any, int | None]] = {}  # -> worker and shard; None: it loads the teacher
         self.waiting: deque[int] = deque()
         self.deaths: Counter[int | None] = Counter()
-        self.told: dict[int, tuple[int, float]] = {}
+        self.counted: dict[int, tuple[int, float]] = {}
         self.polled = time.monotonic()
 
     def __enter__(self) -> "Pool":
@@ -73,26 +73,26 @@ class Pool:
 
     def open(self, source: ShardReader) -> dict[str, Any]:
         """Waits for a first worker, and returns what the cache depends on."""
-        said = time.monotonic()
+        announced = time.monotonic()
         while True:
             for worker, _, facts in self._results():
                 self.facts = {**facts, "utterances": source.fingerprint()}
                 self._admit(worker, facts)
                 return facts
-            if time.monotonic() - said > WAIT_SAID_S:
-                said = time.monotonic()
+            if time.monotonic() - announced > ANNOUNCE_S:
+                announced = time.monotonic()
                 self.say("Ray: no worker is ready yet: they wait for room on the cluster, or load the teacher")
 
-    def run(self, shards: list[int], tell: Tell) -> Iterator[dict[str, Any]]:
+    def run(self, shards: list[int], report_progress: ReportProgress) -> Iterator[dict[str, Any]]:
         """The entries of the shards, as they are made."""
-        self.waiting, self.tell = deque(shards), tell
+        self.waiting, self.report_progress = deque(shards), report_progress
         while self.waiting or any(index is not None for _, index in self.calls.values()):
             self._assign()
             for worker, index, result in self._results():
                 if index is None:
                     self._admit(worker, result)
                 else:
-                    self._told(index, result["rows"], result["seconds"])
+                    self._count(index, result["rows"], result["seconds"])
                     yield result
             self._poll()
 
@@ -119,11 +119,11 @@ class Pool:
             try:
                 result = self.ray.get(call)
             except dead as error:
-                self._lost(worker, index, error)
+                self._replace_dead(worker, index, error)
             except errors.RayTaskError as error:
                 raise _cause(error) from None
             except errors.RayError as error:
-                raise PipelineError(f"Ray: {short(error)}") from None
+                raise PipelineError(f"Ray: {last_line(error)}") from None
             else:
                 yield worker, index, result
 
@@ -136,7 +136,7 @@ class Pool:
         self.ready.append(worker)
         self.deaths[None] = 0
 
-    def _lost(self, worker: Any, index: int | None, error: Exception) -> None:
+    def _replace_dead(self, worker: Any, index: int | None, error: Exception) -> None:
         """Another worker is started in its place, and its shards go to whichever is free first."""
         if worker in self.workers:
             self.workers.remove(worker)
@@ -147,11 +147,11 @@ class Pool:
         what = "loaded the teacher" if index is None else f"had shard {index}"
         if self.deaths[index] == DEATHS:
             raise PipelineError(
-                f"{DEATHS} workers died while they {what} ({short(error)}); what is done is kept: the same command goes on"
+                f"{DEATHS} workers died while they {what} ({last_line(error)}); what is done is kept: the same command goes on"
             )
         self.say(f"a worker died while it {what}; another one does it again")
         if index is not None:
-            self._told(index, 0, 0.0)
+            self._count(index, 0, 0.0)
             self.waiting.appendleft(index)
 
     def _poll(self) -> None:
@@ -160,15 +160,15 @@ class Pool:
             return
         asked = [worker.progress.remote() for worker in self.ready]
         for call in self.ray.wait(asked, num_returns=len(asked), timeout=POLL_S)[0]:
-            with contextlib.suppress(self.ray.exceptions.RayError):  # its other calls tell of its death
+            with contextlib.suppress(self.ray.exceptions.RayError):  # its other calls raise when it dies
                 for index, counts in self.ray.get(call).items():
-                    self._told(index, *counts)
+                    self._count(index, *counts)
         self.polled = time.monotonic()
 
-    def _told(self, index: int, utterances: int, seconds: float) -> None:
-        before = self.told.get(index, (0, 0.0))
-        self.told[index] = utterances, seconds
-        self.tell(utterances - before[0], seconds - before[1])
+    def _count(self, index: int, utterances: int, seconds: float) -> None:
+        before = self.counted.get(index, (0, 0.0))
+        self.counted[index] = utterances, seconds
+        self.report_progress(utterances - before[0], seconds - before[1])
 
 
 def _environment(cpus: int) -> dict[str, str]:
@@ -197,7 +197,7 @@ def _cause(error: Any) -> Exception:
     return cause if isinstance(cause, PipelineError) else error
 
 
-def short(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """Ray's errors are pages; their reason is in the last line that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if len(lines[-1]) <= 200 else lines[-1][:197] + "..."

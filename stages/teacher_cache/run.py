@@ -45,24 +45,24 @@ def cache_teacher(
         teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device)
     )
     with sole_writer(out):
-        writer = opened(out, job.facts(source), settings.format, rerun)
+        writer = open_writer(out, job.facts(source), settings.format, rerun)
         if writer.complete:
-            return completed(writer)
+            return finished_manifest(writer)
         teacher.model.to(device)
-        done = Done(progress, source, writer)
+        counter = ProgressCounter(progress, source, writer)
         waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
         shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
-        for shard in ShardScorer(job).run(shards, done.add):
+        for shard in ShardScorer(job).run(shards, counter.add):
             writer.record(write_scored(out, settings.format, shard, source))
         return finish(writer)
 
 
-def opened(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
+def open_writer(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
     """facts: whatever the records depend on beside the version of this stage."""
     return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **facts}, format, rerun)
 
 
-class Done:
+class ProgressCounter:
     """How far the work is, for the progress callback."""
 
     def __init__(self, progress: Progress, source: ShardReader, writer: ShardWriter):
@@ -103,7 +103,7 @@ def write_part(folder: AnyPath, shard: ScoredShard) -> None:
         np.save(file, shard.tail_V)
 
 
-def completed(writer: ShardWriter) -> dict[str, Any]:
+def finished_manifest(writer: ShardWriter) -> dict[str, Any]:
     """The manifest of a folder that was finished before."""
     _remove_parts(writer.folder)
     return ShardReader(writer.folder, "teacher").manifest

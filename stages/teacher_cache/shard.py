@@ -20,7 +20,7 @@ from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.vocabulary import TokenMap
 
 log = logging.getLogger(__name__)
-Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
+ReportProgress = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
 EMPTY_SCORES = {
     "targets": np.empty(0, np.uint16),
     "top_counts": np.empty(0, np.uint16),
@@ -87,23 +87,23 @@ class ShardScorer:
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
         self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.transcribes else None
 
-    def run(self, shards: Iterable[tuple[int, list[dict]]], tell: Tell) -> Iterator[ScoredShard]:
+    def run(self, shards: Iterable[tuple[int, list[dict]]], report_progress: ReportProgress) -> Iterator[ScoredShard]:
         """shards: (index, utterances) each. Reading and log-mel are ahead of the model, across shards, too."""
         with fast_products(self.job.dtype):
             batches = prefetch(self._batches(shards))
             for batch in map_batches(self._score, batches, self.job.teacher.model.device):
                 shard = batch.shard
                 shard.waiting -= len(batch.rows)
-                tell(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
+                report_progress(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
                 if not shard.waiting:
                     early = [row for row in shard.left_out if row not in shard.records]
-                    tell(len(early), sum(shard.utterances[row]["seconds"] for row in early))
+                    report_progress(len(early), sum(shard.utterances[row]["seconds"] for row in early))
                     yield _finished(shard, self.job.student.size)
 
     def _batches(self, shards: Iterable[tuple[int, list[dict]]]) -> Iterator[_Batch]:
         """The longest first: little padding, and memory that does not fit shows at once."""
         for index, utterances in shards:
-            shard = self._opened(index, utterances)
+            shard = self._start_shard(index, utterances)
             kept = [row for row in range(len(utterances)) if row not in shard.left_out]
             by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
             start, size = 0, self.batch_size
@@ -125,7 +125,7 @@ class ShardScorer:
                 raise
             return None, []  # `_score` makes them again, of fewer clips
 
-    def _opened(self, index: int, utterances: list[dict]) -> _Shard:
+    def _start_shard(self, index: int, utterances: list[dict]) -> _Shard:
         job = self.job
         prompt = prompt_ids(job.teacher, job.language)
         targets, left_out = [], {}

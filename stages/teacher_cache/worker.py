@@ -81,12 +81,12 @@ class Worker:
         with self.scoring:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
             self.done[index] = 0, 0.0
-            (shard,) = self.scorer.run([(index, utterances)], lambda *counts: self._tell(index, *counts))
+            (shard,) = self.scorer.run([(index, utterances)], lambda *counts: self._add_progress(index, *counts))
         entry = write_scored(self.request.out, self.request.settings.format, shard, self.source)
         del self.done[index]
         return entry
 
-    def _tell(self, index: int, utterances: int, seconds: float) -> None:
+    def _add_progress(self, index: int, utterances: int, seconds: float) -> None:
         before = self.done[index]
         self.done[index] = before[0] + utterances, before[1] + seconds
 

@@ -27,7 +27,7 @@ from cache.shards import ShardReader
 from pipeline.cli import cli
 from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache import pool
-from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, planned
+from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, plan_workers
 from stages.teacher_cache.pool import Plan
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
@@ -334,15 +334,15 @@ def test_interrupted_on_the_command_line_it_leaves_no_process_and_goes_on(tiny_w
     ],
 )
 def test_a_worker_has_a_gpu_or_a_share_of_the_cores(nodes, settings, plan):
-    assert planned(nodes, ClusterSettings(**settings), "auto", 20) == plan
+    assert plan_workers(nodes, ClusterSettings(**settings), "auto", 20) == plan
 
 
 def test_what_no_machine_has_is_refused():
     with pytest.raises(PipelineError, match="no machine of the Ray cluster has 9 CPUs for a worker"):
-        planned([{"CPU": 8}, {"CPU": 8}], ClusterSettings(cpus_per_worker=9), "auto", 20)
+        plan_workers([{"CPU": 8}, {"CPU": 8}], ClusterSettings(cpus_per_worker=9), "auto", 20)
     with pytest.raises(PipelineError, match="device 'cuda': no machine of the Ray cluster has a GPU"):
-        planned([{"CPU": 8}], ClusterSettings(), "cuda", 20)
-    assert planned([{"CPU": 8, "GPU": 1}], ClusterSettings(), "cpu", 20) == Plan(1, 8, 0)
+        plan_workers([{"CPU": 8}], ClusterSettings(), "cuda", 20)
+    assert plan_workers([{"CPU": 8, "GPU": 1}], ClusterSettings(), "cpu", 20) == Plan(1, 8, 0)
 
 
 def test_without_ray_it_says_what_to_install(tiny_whisper, source, tmp_path, monkeypatch):
