@@ -30,7 +30,7 @@ def convert(
     if str(out.resolve()) == str(source.folder.resolve()):
         raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
     with sole_writer(out):
-        return _convert(source, ShardWriter(out, source.kind, source.settings, format, rerun), rerun, progress)
+        return _convert(source, ShardWriter(out, source.kind, source.provenance, format, rerun), rerun, progress)
 
 
 def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress) -> dict[str, Any]:

@@ -32,11 +32,11 @@ def compare(
             records.compare((index, row), record)
         done += rows
         progress(done, total, "")
-    names = {**one.settings, **other.settings}
-    settings = {name: [one.settings.get(name), other.settings.get(name)] for name in names}
+    names = {**one.provenance, **other.provenance}
+    pairs = {name: [one.provenance.get(name), other.provenance.get(name)] for name in names}
     left_out = [reader.manifest.get("left_out", {}) for reader in (one, other)]
     differing = {
-        "settings": {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
+        "settings": {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
         "shards": [one.rows, other.rows] if one.rows != other.rows else [],
         "only_in_first": records.missing,
         "only_in_second": list(records.places),
@@ -109,7 +109,7 @@ class _Distances:
     """
 
     def __init__(self, one: ShardReader, other: ShardReader):
-        self.bits = [bounded(each.settings, "bits", 1, 8, str(each.folder / MANIFEST)) for each in (one, other)]
+        self.bits = [bounded(each.provenance, "bits", 1, 8, str(each.folder / MANIFEST)) for each in (one, other)]
         self.positions = self.same_top = 0
         self.sum = self.common_sum = self.greatest = self.log_prob = 0.0
 

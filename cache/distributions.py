@@ -32,12 +32,12 @@ def stored_log_probs(codes: np.ndarray, bits: int) -> np.ndarray:
     return table[codes]
 
 
-def check_distributions(record: dict[str, Any], settings: dict[str, Any], where: str) -> None:
+def check_distributions(record: dict[str, Any], provenance: dict[str, Any], where: str) -> None:
     """Raises PipelineError where the arrays of a teacher record contradict each other or the cache's settings."""
     counts, ids, codes = record["top_counts"], record["top_ids"], record["top_probs"]
     positions = len(record["targets"])
-    vocab_size = bounded(settings, "vocab_size", 1, 1 << 16, where)
-    bits = bounded(settings, "bits", 1, 8, where)
+    vocab_size = bounded(provenance, "vocab_size", 1, 1 << 16, where)
+    bits = bounded(provenance, "bits", 1, 8, where)
     found = {
         f"{len(counts)} top_counts for {positions} targets": len(counts) != positions,
         f"{len(record['tail_log_probs'])} tail_log_probs for {positions} targets": len(record["tail_log_probs"])
@@ -54,9 +54,9 @@ def check_distributions(record: dict[str, Any], settings: dict[str, Any], where:
         raise PipelineError(f"{where}: {'; '.join(wrong)}: the shard is damaged, or not one of this cache")
 
 
-def bounded(settings: dict[str, Any], name: str, least: int, most: int, where: str) -> int:
+def bounded(provenance: dict[str, Any], name: str, least: int, most: int, where: str) -> int:
     """A setting from a manifest, which anyone may have written."""
-    value = settings.get(name)
+    value = provenance.get(name)
     if type(value) is not int or not least <= value <= most:
         raise PipelineError(f"{where}: the setting {name} is {value!r}, expected a number from {least} to {most}")
     return value

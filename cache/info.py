@@ -23,7 +23,7 @@ def facts(reader: ShardReader, progress: Progress = lambda done, total, note: No
         "kind": reader.kind,
         "format": reader.format,
         "format_version": manifest["format_version"],
-        "settings": reader.settings,
+        "settings": reader.provenance,
         "shards": len(reader.shards),
         "utterances": sum(reader.rows),
         "hours": sum(entry.get("seconds", 0) for entry in reader.shards) / 3600,
@@ -70,7 +70,7 @@ class _Distributions:
 
     def __init__(self, reader: ShardReader):
         self.manifest = reader.manifest
-        self.bits = bounded(reader.settings, "bits", 1, 8, str(reader.folder / MANIFEST))
+        self.bits = bounded(reader.provenance, "bits", 1, 8, str(reader.folder / MANIFEST))
         self.kept = np.zeros(1 << 16, np.int64)  # positions by how many tokens they keep
         self.mass = np.zeros(round(1 / MASS_STEP) + 1, np.int64)  # positions by the mass of these
         self.mass_sum = self.entropy_sum = self.log_prob_sum = 0.0

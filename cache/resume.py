@@ -12,9 +12,9 @@ from cache.storage import AnyPath
 Rerun = Literal["refuse", "update", "restart"]
 
 
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
+def plain(values: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives them back, so that found and wanted settings compare equal."""
-    return json.loads(json.dumps(settings))
+    return json.loads(json.dumps(values))
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

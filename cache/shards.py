@@ -29,17 +29,17 @@ FORMATS = {"parquet": parquet, "webdataset": webdataset}
 class ShardWriter:
     """Writes the shards of one folder; interrupted and made again with the same settings, it knows what is done.
 
-    settings: whatever the shards' content depends on (JSON values). rerun: what becomes of shards that are there; where it
+    provenance: whatever the shards' content depends on (JSON values). rerun: what becomes of shards that are there; where it
     is `refuse` and they were made with other settings PipelineError names the fields that differ.
     """
 
     def __init__(
-        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", rerun: Rerun = "refuse"
+        self, folder: AnyPath, kind: str, provenance: dict[str, Any], format: str = "parquet", rerun: Rerun = "refuse"
     ):
         if format not in FORMATS:
             raise PipelineError(f"format '{format}': expected one of {', '.join(FORMATS)}")
         self.folder, self.kind, self.format = folder, kind, format
-        self.settings = plain(settings)
+        self.provenance = plain(provenance)
         self.shards: dict[int, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.complete = (folder / MANIFEST).exists() and not self._discard_if_changed(MANIFEST, rerun)
@@ -53,7 +53,7 @@ class ShardWriter:
         found = read_header(self.folder / name)
         wanted = {"format_version": FORMAT_VERSION, "kind": self.kind, "format": self.format}
         own = {field: found.get(field) for field in wanted}
-        return discard_if_changed(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, rerun)
+        return discard_if_changed(self.folder, {**own, **found["settings"]}, {**wanted, **self.provenance}, rerun)
 
     def discard(self) -> None:
         """Removes all that is in the folder; the work begins again."""
@@ -77,7 +77,7 @@ class ShardWriter:
 
     def read(self, index: int) -> list[dict]:
         """The records of a shard that is recorded."""
-        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings)
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.provenance)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Writes the manifest, with `facts` beside the shard list, and returns it."""
@@ -94,7 +94,7 @@ class ShardWriter:
             "kind": self.kind,
             "format": self.format,
             "fields": FIELDS[self.kind],
-            "settings": self.settings,
+            "settings": self.provenance,
             "shards": [self.shards[index] for index in sorted(self.shards)],
         }
 
@@ -116,7 +116,12 @@ def write_shard(
 
 
 def read_shard(
-    folder: AnyPath, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
+    folder: AnyPath,
+    kind: str,
+    format: str,
+    entry: dict[str, Any],
+    provenance: dict[str, Any],
+    only: tuple[str, ...] = (),
 ) -> list[dict]:
     """The records of one shard, in order; with `only`, just those of their fields. Raises PipelineError where damaged."""
     path = folder / entry["name"]
@@ -132,7 +137,7 @@ def read_shard(
         if "seconds" in record:
             check_seconds(record, f"{path}, {record.get('id', '')}")
         if kind == "teacher" and not only:
-            check_distributions(record, settings, f"{path}, {record['id']}")
+            check_distributions(record, provenance, f"{path}, {record['id']}")
     return records
 
 
@@ -166,7 +171,7 @@ class ShardReader:
                 raise PipelineError(
                     f"{folder / MANIFEST}: {field} is {self.manifest.get(field)!r}, expected {wanted!r}"
                 )
-        self.settings = self.manifest["settings"]
+        self.provenance = self.manifest["settings"]
         self.shards = self.manifest["shards"]
         self.format = str(self.manifest.get("format"))
         if self.format not in FORMATS:
@@ -181,7 +186,7 @@ class ShardReader:
         """What it says against itself."""
         path = self.folder / MANIFEST
         for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if self.kind == "teacher" else ():
-            bounded(self.settings, name, least, most, str(path))
+            bounded(self.provenance, name, least, most, str(path))
         for wanted, entry in enumerate(self.shards):
             if entry["index"] != wanted:
                 raise PipelineError(f"{path}: shard {entry['index']} is listed where {wanted} is expected")
@@ -218,12 +223,12 @@ class ShardReader:
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """The records of the shard at position `index`, in order; with `only`, just those of their fields."""
-        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings, only)
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.provenance, only)
 
     def tail(self) -> np.ndarray:
         """The teacher's mean distribution outside its kept tokens: float32 (vocab_size,), summing to one."""
         path = self.folder / TAIL
-        vocab_size = bounded(self.settings, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
+        vocab_size = bounded(self.provenance, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
         try:
             with path.open("rb") as file:
                 array = read_npy(file.read(8 << 16)).copy()

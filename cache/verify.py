@@ -115,7 +115,7 @@ def _teacher_faults(reader: ShardReader, utterances: ShardReader | None) -> Iter
     except PipelineError as error:
         yield str(error)
     if utterances is not None:
-        found, expected = reader.settings.get("utterances"), utterances.fingerprint()
+        found, expected = reader.provenance.get("utterances"), utterances.fingerprint()
         if found != expected:
             yield (
                 f"{reader.folder / MANIFEST}: made from utterances {_short(found)}, expected {_short(expected)}, the "
@@ -214,9 +214,9 @@ class _Checks:
 
 def _distribution_faults(record: dict, reader: ShardReader, where: str) -> Iterator[str]:
     try:
-        check_distributions(record, reader.settings, where)
-        bits = bounded(reader.settings, "bits", 1, 8, where)
-        top_k = bounded(reader.settings, "top_k", 1, 1 << 16, where)
+        check_distributions(record, reader.provenance, where)
+        bits = bounded(reader.provenance, "bits", 1, 8, where)
+        top_k = bounded(reader.provenance, "top_k", 1, 1 << 16, where)
     except PipelineError as error:
         yield str(error)
         return

@@ -68,8 +68,10 @@ def prepare(
                 _discard_foreign_splits(corpus, corpus_settings.name, out, rerun)
             # Every folder is opened before any work is done, so that a refusal comes at once.
             writers = {
-                split + split_suffix: ShardWriter(out / (split + split_suffix), KIND, facts, settings.format, rerun)
-                for split, facts in _split_settings(
+                split + split_suffix: ShardWriter(
+                    out / (split + split_suffix), KIND, provenance, settings.format, rerun
+                )
+                for split, provenance in _provenance(
                     corpus, contents, corpus_settings, settings, language, max_seconds
                 ).items()
             }
@@ -114,7 +116,7 @@ def _discard_foreign_splits(corpus: Corpus, name: str, out: AnyPath, rerun: Reru
             storage.remove_tree(folder)
 
 
-def _split_settings(
+def _provenance(
     corpus: Corpus,
     contents: dict[str, list[str | None]],
     corpus_settings: CorpusSettings,

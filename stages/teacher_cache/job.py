@@ -31,7 +31,7 @@ class ScoringJob:
     def tokens(self) -> TokenMap:
         return map_tokens(vocabulary_of(self.teacher), self.student)
 
-    def facts(self, source: ShardReader) -> dict[str, Any]:
+    def provenance(self, source: ShardReader) -> dict[str, Any]:
         """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
         settings, model = self.settings, self.teacher.model
         if not settings.top_k < min(model.config.vocab_size, self.student.size):

@@ -75,10 +75,10 @@ class Pool:
         """Waits for a first worker, and returns what the cache depends on."""
         announced = time.monotonic()
         while True:
-            for worker, _, facts in self._results():
-                self.facts = {**facts, "utterances": source.fingerprint()}
-                self._admit(worker, facts)
-                return facts
+            for worker, _, provenance in self._results():
+                self.provenance = {**provenance, "utterances": source.fingerprint()}
+                self._admit(worker, provenance)
+                return provenance
             if time.monotonic() - announced > ANNOUNCE_S:
                 announced = time.monotonic()
                 self.say("Ray: no worker is ready yet: they wait for room on the cluster, or load the teacher")
@@ -127,8 +127,8 @@ class Pool:
             else:
                 yield worker, index, result
 
-    def _admit(self, worker: Any, facts: dict[str, Any]) -> None:
-        if differing := differences(facts, self.facts):
+    def _admit(self, worker: Any, provenance: dict[str, Any]) -> None:
+        if differing := differences(provenance, self.provenance):
             raise PipelineError(
                 f"the workers differ ({differing}), so that their shards would: every machine must see the same files, "
                 "and give teacher_cache.dtype where their processors differ"

@@ -45,7 +45,7 @@ def cache_teacher(
         teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device)
     )
     with sole_writer(out):
-        writer = open_writer(out, job.facts(source), settings.format, rerun)
+        writer = open_writer(out, job.provenance(source), settings.format, rerun)
         if writer.complete:
             return finished_manifest(writer)
         teacher.model.to(device)
@@ -57,9 +57,9 @@ def cache_teacher(
         return finish(writer)
 
 
-def open_writer(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
-    """facts: whatever the records depend on beside the version of this stage."""
-    return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **facts}, format, rerun)
+def open_writer(out: AnyPath, provenance: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
+    """provenance: whatever the records depend on beside the version of this stage."""
+    return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **provenance}, format, rerun)
 
 
 class ProgressCounter:
@@ -128,7 +128,7 @@ def finish(writer: ShardWriter) -> dict[str, Any]:
 
 def _write_tail(writer: ShardWriter) -> dict[str, Any]:
     """The mean over all positions of the distribution outside the kept tokens, scaled to sum to one: float32 (V,)."""
-    tail_V = np.zeros(writer.settings["vocab_size"], np.float64)
+    tail_V = np.zeros(writer.provenance["vocab_size"], np.float64)
     for index in sorted(writer.shards):
         with (writer.folder / PART.format(index)).open("rb") as file:
             tail_V += np.load(file, allow_pickle=False)

@@ -59,10 +59,10 @@ class Worker:
                 f"on {socket.gethostname()}: {error}; every machine must see the same folders (by a shared filesystem or "
                 "an object store) and have the same kind of processor"
             ) from None
-        facts = job.facts(self.source)
+        provenance = job.provenance(self.source)
         job.teacher.model.to(self.where)
         self.scorer = ShardScorer(job)
-        return facts
+        return provenance
 
     def _load(self) -> ScoringJob:
         request = self.request

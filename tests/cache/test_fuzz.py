@@ -109,7 +109,7 @@ def test_harmed_bytes(kind, format, folders):
     reader = ShardReader(folders[kind, format], kind)
     first, second = ((reader.folder / entry["name"]).read_bytes() for entry in reader.shards)
     expected, others = reader.read(0), reader.read(1)
-    bounds = ShardReader(folders["teacher", format], "teacher").settings
+    bounds = ShardReader(folders["teacher", format], "teacher").provenance
 
     @settings(FUZZ, max_examples=400)
     @given(st.lists(MUTATIONS, min_size=1, max_size=3))

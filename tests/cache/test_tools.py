@@ -83,7 +83,7 @@ def test_converted_shards_are_those_that_would_have_been_made(kind, format, whol
 def test_converted_utterances_still_fit_their_teacher(format, whole, tmp_path):
     utterances = converted(whole / f"utterances-{format}", tmp_path / "out", OTHER[format])
     reader = ShardReader(utterances, "utterances")
-    assert reader.fingerprint() == ShardReader(whole / f"teacher-{format}", "teacher").settings["utterances"]
+    assert reader.fingerprint() == ShardReader(whole / f"teacher-{format}", "teacher").provenance["utterances"]
     assert list(faults(whole / f"teacher-{format}", reader)) == []
 
 
@@ -245,7 +245,7 @@ def test_facts_of_nothing(tmp_path):
 def altered(folder: Path, out: Path, change, **settings) -> Path:
     """A copy in which `change` was applied to each record; None strikes it out."""
     source = open_shards(folder)
-    writer = ShardWriter(out, source.kind, {**source.settings, **settings}, source.format)
+    writer = ShardWriter(out, source.kind, {**source.provenance, **settings}, source.format)
     for index, entry in enumerate(source.shards):
         rows = [row for row in map(change, source.read(index)) if row is not None]
         writer.write(index, rows, seconds=entry["seconds"], left_out=entry.get("left_out", []))

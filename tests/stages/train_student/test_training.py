@@ -363,7 +363,7 @@ def test_full_keeps_the_weights_that_it_trained(tiny_whisper, utterances, tmp_pa
 def copied(teacher: Path, out: Path, change=None, records=None) -> Path:
     """The teacher shards again, with other settings or other records."""
     source = ShardReader(teacher, "teacher")
-    writer = ShardWriter(out, "teacher", {**source.settings, **(change or {})})
+    writer = ShardWriter(out, "teacher", {**source.provenance, **(change or {})})
     for index in range(len(source.shards)):
         rows = source.read(index)
         writer.write(index, records(index, rows) if records else rows, seconds=1.0, left_out=[])
