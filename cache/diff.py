@@ -52,7 +52,7 @@ def compare(
         "records": [sum(one.rows), sum(other.rows)],
         "same": records.same,
         **differing,
-        "distributions": records.distances.facts() if records.distances else None,
+        "distributions": records.distances.statistics() if records.distances else None,
     }
 
 
@@ -131,7 +131,7 @@ class _Distances:
         self.sum, self.common_sum = self.sum + float(js_N.sum()), self.common_sum + float(common_N.sum())
         self.greatest = max(self.greatest, float(js_N.max()))
 
-    def facts(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """Jensen-Shannon divergences in nats: 0 where equal, at most log 2."""
         count = self.positions
         return {

@@ -14,7 +14,7 @@ QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 Progress = Callable[[int, int, str], None]
 
 
-def facts(reader: ShardReader, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def statistics(reader: ShardReader, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
     """Of a finished folder, as JSON values; None where a number is not known."""
     manifest = reader.manifest
     size = sum(entry["bytes"] for entry in reader.shards)
@@ -39,7 +39,7 @@ def facts(reader: ShardReader, progress: Progress = lambda done, total, note: No
         counts.add(reader, index)
         done += rows
         progress(done, common["utterances"], "")
-    return {**common, **counts.facts(size)}
+    return {**common, **counts.statistics(size)}
 
 
 class _Utterances:
@@ -56,7 +56,7 @@ class _Utterances:
             self.speakers.add(row["speaker"])
             self.untranscribed += not row["text"]
 
-    def facts(self, size: int) -> dict[str, Any]:
+    def statistics(self, size: int) -> dict[str, Any]:
         return {
             "seconds": _quantiles(self.lengths, LENGTH_STEP),
             "bytes_per_second": _ratio(size, self.seconds),
@@ -92,7 +92,7 @@ class _Distributions:
         self.mass += np.bincount(np.rint(mass_N / MASS_STEP).astype(np.int64), minlength=len(self.mass))
         self.kept += np.bincount(counts_N.astype(np.int64), minlength=len(self.kept))
 
-    def facts(self, size: int) -> dict[str, Any]:
+    def statistics(self, size: int) -> dict[str, Any]:
         tokens = int(self.kept.sum())
         return {
             "tokens": tokens,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cache import parquet, webdataset
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
-from cache.info import facts
+from cache.info import statistics
 from cache.records import FIELDS, check_record
 from cache.shards import FORMATS, ShardReader, open_shards
 from cache.verify import faults
@@ -184,7 +184,7 @@ def test_harmed_manifests(kind, format, folders):
         lines = list(faults(folder))
         assert lines or json.dumps(json.loads(path.read_text())) == json.dumps(json.loads(whole))
         with contextlib.suppress(PipelineError):
-            found = facts(open_shards(folder))
+            found = statistics(open_shards(folder))
             assert json.dumps(found)
             assert list(_lines(found))
         try:

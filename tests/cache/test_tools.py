@@ -28,7 +28,7 @@ from cache import storage
 from cache.convert import convert
 from cache.diff import compare
 from cache.errors import PipelineError
-from cache.info import facts
+from cache.info import statistics
 from cache.shards import FORMATS, ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
@@ -167,10 +167,10 @@ def test_into_the_same_folder_and_over_other_settings(whole, tmp_path):
 
 
 @formats
-def test_facts_of_a_teacher(format, whole):
+def test_statistics_of_a_teacher(format, whole):
     """Against sums over plain lists; quantiles against sorting."""
     folder = whole / f"teacher-{format}"
-    found = facts(open_shards(folder))
+    found = statistics(open_shards(folder))
     rows = rows_of(folder)
     counts = [count for row in rows for count in row["top_counts"].tolist()]
     masses = [1 - np.exp(float(tail)) for row in rows for tail in row["tail_log_probs"]]
@@ -201,8 +201,8 @@ def test_facts_of_a_teacher(format, whole):
     assert found["settings"]["top_k"] == SETTINGS["top_k"]
 
 
-def test_facts_of_utterances(whole):
-    found = facts(open_shards(whole / "utterances-parquet"))
+def test_statistics_of_utterances(whole):
+    found = statistics(open_shards(whole / "utterances-parquet"))
     rows = rows_of(whole / "utterances-parquet", "utterances")
     assert found["utterances"] == len(rows) == 8
     assert found["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600)
@@ -211,7 +211,7 @@ def test_facts_of_utterances(whole):
     assert found["left_out"] == {"silent": 1}
 
 
-def test_facts_do_not_hold_the_folder(whole, monkeypatch):
+def test_statistics_do_not_hold_the_folder(whole, monkeypatch):
     """Each shard's records are gone when the next is read."""
     import gc
     import weakref
@@ -227,14 +227,14 @@ def test_facts_do_not_hold_the_folder(whole, monkeypatch):
         return records
 
     monkeypatch.setattr(ShardReader, "read", watched)
-    facts(reader)
+    statistics(reader)
     assert len(seen) == 8
 
 
-def test_facts_of_nothing(tmp_path):
+def test_statistics_of_nothing(tmp_path):
     writer = ShardWriter(tmp_path, "teacher", SETTINGS)
     writer.finish(left_out={})
-    found = facts(open_shards(tmp_path))
+    found = statistics(open_shards(tmp_path))
     assert found["tokens"] == 0
     assert found["bytes_per_token"] is found["entropy_nats"] is found["mass_kept"]["mean"] is None
 
