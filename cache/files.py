@@ -18,8 +18,8 @@ TEMPORARY = ".tmp-"
 
 def download_folder() -> Path:
     """$PIPELINE_CACHE, or the user's cache folder. What is in it can be removed at any time, and is fetched again."""
-    if chosen := os.environ.get("PIPELINE_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    if folder := os.environ.get("PIPELINE_CACHE"):
+        return Path(folder).expanduser().absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     if not base.is_absolute():  # the XDG specification: such a value counts as none
         base = Path("~/.cache").expanduser()

@@ -11,8 +11,8 @@ from cache.storage import AnyPath
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
     """Of all that it says, but for this hash itself."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_depth(header: dict[str, Any], path: AnyPath, levels: int = 20) -> None:

@@ -28,7 +28,7 @@ class Item:
 @dataclass(frozen=True)
 class Corpus:
     splits: dict[str, list[Item]]  # in the corpus's order, after selection; a corpus may lack a split
-    not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the chosen subset does not take
+    not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the split_of subset does not take
     facts: dict[str, object] = field(default_factory=dict)  # for the manifest: versions, which splits were drawn
     notes: list[str] = field(default_factory=list)  # for the user: what was drawn, what its splits share
 
@@ -73,14 +73,14 @@ def split_by_group(sizes: dict[str, int], shares: dict[str, float], largest: flo
     """
     targets = {split: share * sum(sizes.values()) for split, share in shares.items()}
     wanted = dict(targets)
-    chosen = {}
+    split_of = {}
     for group in sorted(sizes, key=stable_hash):
         fits = (s for s in targets if sizes[group] <= 2 * wanted[s] and sizes[group] <= largest * targets[s])
         split = next(fits, "train")
-        chosen[group] = split
+        split_of[group] = split
         if split != "train":
             wanted[split] -= sizes[group]
-    return chosen
+    return split_of
 
 
 def stable_hash(text: str) -> int:

@@ -78,8 +78,8 @@ def _compare(language: str, corpus: str, results: dict[str, Result], resamples: 
         for system, result in results.items()
     ]
     splits = " / ".join(dict.fromkeys(result.metrics.split for result in results.values()))
-    said = verdict(results, changes, lead, resamples)
-    return Comparison(language, corpus, splits, lead, lines, said, _notes(lines, base))
+    verdict_line = verdict(results, changes, lead, resamples)
+    return Comparison(language, corpus, splits, lead, lines, verdict_line, _notes(lines, base))
 
 
 def _notes(lines: list[Line], base: Result | None) -> list[str]:

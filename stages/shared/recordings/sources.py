@@ -98,8 +98,8 @@ class FfmpegFrames:
             yield _finite(np.frombuffer(whole, ">f4").astype(np.float32).reshape(-1, self.channels), self._name)
         last = _messages(self._errors) if self._process.wait() == 0 else None
         if last is None or not self._sound:
-            said = (_messages(self._errors) or ["no message"])[-1]
-            raise PipelineError(f"{self._name}: neither libsndfile nor ffmpeg can read it ({said})")
+            message = (_messages(self._errors) or ["no message"])[-1]
+            raise PipelineError(f"{self._name}: neither libsndfile nor ffmpeg can read it ({message})")
         if any(sign in line for line in last for sign in CUT_OFF):
             self.missing = math.inf
 
