@@ -36,11 +36,11 @@ def discard_if_changed(folder: AnyPath, found: dict[str, Any], wanted: dict[str,
             f"{folder} was made with other settings ({differing}): give --update or --restart to make it again, "
             "or another folder"
         )
-    empty(folder)
+    remove_contents(folder)
     return True
 
 
-def empty(folder: AnyPath) -> None:
+def remove_contents(folder: AnyPath) -> None:
     """Removes all that is in the folder."""
     storage.remove_tree(folder)
     folder.mkdir(parents=True, exist_ok=True)

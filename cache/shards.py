@@ -14,7 +14,7 @@ from cache.errors import PipelineError
 from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
-from cache.resume import Rerun, discard_if_changed, empty, plain
+from cache.resume import Rerun, discard_if_changed, plain, remove_contents
 from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
@@ -57,7 +57,7 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Removes all that is in the folder; the work begins again."""
-        empty(self.folder)
+        remove_contents(self.folder)
         self.shards, self.complete = {}, False
 
     def _resume(self) -> None:

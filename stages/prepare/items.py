@@ -28,7 +28,7 @@ class Item:
 @dataclass(frozen=True)
 class Corpus:
     splits: dict[str, list[Item]]  # in the corpus's order, after selection; a corpus may lack a split
-    not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the split_of subset does not take
+    not_selected: dict[str, int] = field(default_factory=dict)  # by split: what the subset does not take
     facts: dict[str, object] = field(default_factory=dict)  # for the manifest: versions, which splits were drawn
     notes: list[str] = field(default_factory=list)  # for the user: what was drawn, what its splits share
 
