@@ -1,4 +1,4 @@
-"""One process at a time writes to a place: by the operating system's lock, and in a store by a lease."""
+"""One process at a time writes to a file or folder: by the operating system's lock, and in a store by a lease."""
 
 import json
 import os
@@ -19,37 +19,37 @@ from cache.storage import AnyPath, RemotePath
 
 LEASE_S = 300.0  # how long a lease holds that its process does not renew
 RENEW_S = 60.0
-SETTLE_S = 1.0  # after a lease is written: whoever wrote one at the same moment, and later, has the place
+SETTLE_S = 1.0  # after a lease is written: whoever wrote one at the same moment, and later, holds it
 
 _held: set[str] = set()  # this process's leases
 
 
 @contextmanager
-def sole_writer(*places: AnyPath) -> Iterator[None]:
+def sole_writer(*targets: AnyPath) -> Iterator[None]:
     """While the block runs no other process gets these files or folders from here. Readers are not kept out.
 
-    The lock lies beside its place, as `.NAME.lock`, and is removed at the end; what a killed process leaves holds nothing.
+    The lock lies beside its target, as `.NAME.lock`, and is removed at the end; what a killed process leaves holds nothing.
     Raises PipelineError naming the process that has one of them.
     """
     with ExitStack() as stack:
-        for place in sorted(dict.fromkeys(map(_resolved, places)), key=str):
-            path = place.parent / f".{place.name}.lock"
-            stack.enter_context(_locked(path, place) if isinstance(path, Path) else _leased(path, place))
+        for target in sorted(dict.fromkeys(map(_resolved, targets)), key=str):
+            path = target.parent / f".{target.name}.lock"
+            stack.enter_context(_locked(path, target) if isinstance(path, Path) else _leased(path, target))
         yield
 
 
-def _resolved(place: AnyPath) -> AnyPath:
-    return place.resolve() if isinstance(place, Path) else place
+def _resolved(target: AnyPath) -> AnyPath:
+    return target.resolve() if isinstance(target, Path) else target
 
 
 @contextmanager
-def _locked(path: Path, place: AnyPath) -> Iterator[None]:
+def _locked(path: Path, target: AnyPath) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise _in_use(place, _read(path)) from None
+        raise _in_use(target, _read(path)) from None
     try:
         path.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
@@ -59,16 +59,16 @@ def _locked(path: Path, place: AnyPath) -> Iterator[None]:
 
 
 @contextmanager
-def _leased(path: RemotePath, place: AnyPath) -> Iterator[None]:
+def _leased(path: RemotePath, target: AnyPath) -> Iterator[None]:
     own = uuid.uuid4().hex
-    _check_free(path, place, own)
+    _check_free(path, target, own)
     _held.add(own)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
     try:
         _write(path, own)
         time.sleep(SETTLE_S)
-        _check_free(path, place, own)
+        _check_free(path, target, own)
         renewal.start()
         yield
     finally:
@@ -90,10 +90,10 @@ def _renew(path: RemotePath, own: str, ended: threading.Event) -> None:
                 _write(path, own)
 
 
-def _check_free(path: RemotePath, place: AnyPath, own: str) -> None:
+def _check_free(path: RemotePath, target: AnyPath, own: str) -> None:
     found = _read(path)
     if found and found.get("lease") != own and not _is_over(found):
-        raise _in_use(place, found, f"; if that process was killed, wait until {_end(found)}")
+        raise _in_use(target, found, f"; if that process was killed, wait until {_end(found)}")
 
 
 def _is_over(lease: dict[str, Any]) -> bool:
@@ -149,12 +149,12 @@ def _end(lease: dict[str, Any]) -> str:
     return time.strftime("%H:%M:%S", time.localtime(_time(lease) + LEASE_S))
 
 
-def _in_use(place: AnyPath, holder: dict[str, Any], until: str = "") -> PipelineError:
+def _in_use(target: AnyPath, holder: dict[str, Any], until: str = "") -> PipelineError:
     who = (
         f"process {holder['process']} on {holder['host']}"
         if {"process", "host"} <= holder.keys()
         else "another process"
     )
     return PipelineError(
-        f"{place}: in use by {who}, expected one at a time: wait until it ends, or give another place{until}"
+        f"{target}: in use by {who}, expected one at a time: wait until it ends, or give another path{until}"
     )

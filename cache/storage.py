@@ -130,11 +130,11 @@ class RemotePath(ProxyUPath):
 AnyPath = Path | RemotePath
 
 
-def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
+def path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
     """A URL -> RemotePath, anything else -> pathlib.Path, "~" being the home folder. Raises StorageError for a wrong URL."""
-    if isinstance(place, RemotePath):
-        return place
-    text = os.fspath(place)
+    if isinstance(location, RemotePath):
+        return location
+    text = os.fspath(location)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
         return home(text)
@@ -232,9 +232,13 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def join(folder: AnyPath, place: str) -> AnyPath:
-    """`place` as seen from `folder`; it may be a URL, an absolute path or one of the home folder itself."""
-    return path(place) if "://" in place or place.startswith("~") and home(place).is_absolute() else folder / place
+def join(folder: AnyPath, location: str) -> AnyPath:
+    """`location` as seen from `folder`; it may be a URL, an absolute path or one of the home folder itself."""
+    return (
+        path(location)
+        if "://" in location or location.startswith("~") and home(location).is_absolute()
+        else folder / location
+    )
 
 
 def sizes(folder: AnyPath) -> dict[str, int]:
