@@ -4,6 +4,7 @@ While a folder is being written `progress.json` lists the finished shards; `mani
 """
 
 import hashlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from cache import files, parquet, storage, webdataset
 from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
+from cache.formats import FORMATS
 from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
@@ -23,7 +25,7 @@ LEFT_OUT, NOTICED = "left_out.jsonl", "noticed.jsonl"
 MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
 DRAWN = ("test", "validation")  # splits that a corpus may do without
-FORMATS = {"parquet": parquet, "webdataset": webdataset}
+CODECS: dict[str, ModuleType] = {"parquet": parquet, "webdataset": webdataset}  # one for each of FORMATS
 
 
 class ShardWriter:
@@ -103,7 +105,7 @@ def write_shard(
     folder: AnyPath, kind: str, format: str, index: int, records: list[dict], **facts: Any
 ) -> dict[str, Any]:
     """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
-    codec = FORMATS[format]
+    codec = CODECS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
     check_size(records, FIELDS[kind], str(path))
     content = content_sha256(records, FIELDS[kind])
@@ -128,7 +130,7 @@ def read_shard(
     fields = {name: type_ for name, type_ in FIELDS[kind].items() if not only or name in only}
     try:
         with path.open("rb") as file:
-            records = FORMATS[format].read(file, fields, str(path))
+            records = CODECS[format].read(file, fields, str(path))
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
     if len(records) != entry["rows"]:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cache.formats import Format
+
 
 class TeacherCacheSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -20,7 +22,7 @@ class TeacherCacheSettings(BaseModel):
     bits: int = Field(7, ge=4, le=8, description="of a stored probability")
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: Format = "parquet"
 
     @property
     def effective_min_k(self) -> int:

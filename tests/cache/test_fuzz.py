@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from cache import parquet, webdataset
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
+from cache.formats import FORMATS
 from cache.info import statistics
 from cache.records import FIELDS, check_record
-from cache.shards import FORMATS, ShardReader, open_shards
+from cache.shards import ShardReader, open_shards
 from cache.verify import faults
 from pipeline.commands.cache import _lines
 

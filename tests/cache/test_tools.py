@@ -28,8 +28,9 @@ from cache import storage
 from cache.convert import convert
 from cache.diff import compare
 from cache.errors import PipelineError
+from cache.formats import FORMATS
 from cache.info import statistics
-from cache.shards import FORMATS, ShardReader, ShardWriter, open_shards
+from cache.shards import ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
 from stages.shared.whisper.models import load_whisper
