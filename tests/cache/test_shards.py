@@ -113,7 +113,7 @@ KILLER = """
 @each_format
 def test_killed_anywhere_and_run_again(format, tmp_path):
     """SIGKILL at every few lines that run in cache/: the next run ends with the same bytes, and no half-written file."""
-    paths = [str(ROOT / "tests/support"), str(ROOT)]
+    paths = [str(ROOT / "tests/support"), str(ROOT), str(ROOT / "tests/cache")]
     script = KILLER.format(root=str(tmp_path), format=format, paths=paths, stride=23)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     folders = sorted(tmp_path.glob(f"{format}-*"))
