@@ -40,17 +40,17 @@ def cache_teacher_on_ray(
 
     say: is told of the workers, and of those that die.
     """
-    source = ShardReader(request.utterances, "utterances")
+    utterances = ShardReader(request.utterances, "utterances")
     with sole_writer(request.out), connected(cluster.address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        plan = plan_workers(nodes, cluster, device, len(source.shards))
+        plan = plan_workers(nodes, cluster, device, len(utterances.shards))
         say(f"Ray: machines: {len(nodes)}, workers: {plan.workers}, of each: CPUs: {plan.cpus}, GPUs: {plan.gpus}")
         with Pool(ray, request, plan, device, say) as pool:
-            writer = open_writer(request.out, pool.open(source), request.settings.format, rerun)
+            writer = open_writer(request.out, pool.open(utterances), request.settings.format, rerun)
             if writer.complete:
                 return finished_manifest(writer)
-            waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-            for entry in pool.run(waiting, ProgressCounter(progress, source, writer).add):
+            waiting = [index for index in range(len(utterances.shards)) if index not in writer.shards]
+            for entry in pool.run(waiting, ProgressCounter(progress, utterances, writer).add):
                 _check_seen(request.out, entry)
                 if entry["batch_size"] < request.settings.batch_size:
                     say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")

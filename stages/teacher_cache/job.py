@@ -31,18 +31,18 @@ class ScoringJob:
     def tokens(self) -> TokenMap:
         return map_tokens(vocabulary_of(self.teacher), self.student)
 
-    def provenance(self, source: ShardReader) -> dict[str, Any]:
+    def provenance(self, utterances: ShardReader) -> dict[str, Any]:
         """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
         settings, model = self.settings, self.teacher.model
         if not settings.top_k < min(model.config.vocab_size, self.student.size):
             raise PipelineError(f"top_k is {settings.top_k}, expected less than the vocabulary's {self.student.size}")
         if self.student.size > np.iinfo(np.uint16).max + 1:
-            raise PipelineError(f"{self.student.source}: vocabulary of {self.student.size}, expected at most 65536")
+            raise PipelineError(f"{self.student.model_id}: vocabulary of {self.student.size}, expected at most 65536")
         return {
             "language": self.language,
             "token": token_of(self.teacher.model, self.language),
-            "split": source.manifest["split"],
-            "utterances": source.fingerprint(),
+            "split": utterances.manifest["split"],
+            "utterances": utterances.fingerprint(),
             "teacher": self.teacher.source,
             "teacher_weights": self.teacher.fingerprint,
             "teacher_vocab_size": model.config.vocab_size,
@@ -66,7 +66,7 @@ class ScoringJob:
         ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
         if (ids < 0).any():
             raise PipelineError(
-                f"{self.student.source} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
+                f"{self.student.model_id} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
                 f"{self.teacher.source} knows"
             )
         return ids.tolist()

@@ -71,12 +71,12 @@ class Pool:
         self.workers.append(worker)
         self.calls[worker.open.remote()] = worker, None
 
-    def open(self, source: ShardReader) -> dict[str, Any]:
+    def open(self, utterances: ShardReader) -> dict[str, Any]:
         """Waits for a first worker, and returns what the cache depends on."""
         announced = time.monotonic()
         while True:
             for worker, _, provenance in self._results():
-                self.provenance = {**provenance, "utterances": source.fingerprint()}
+                self.provenance = {**provenance, "utterances": utterances.fingerprint()}
                 self._admit(worker, provenance)
                 return provenance
             if time.monotonic() - announced > ANNOUNCE_S:
@@ -173,8 +173,8 @@ class Pool:
 
 def _environment(cpus: int) -> dict[str, str]:
     """Of the workers: their threads, and, where this runs from a checkout, the same modules."""
-    source = {"PYTHONPATH": f"{CHECKOUT}:${{PYTHONPATH}}"} if (CHECKOUT / "pyproject.toml").exists() else {}
-    return {"OMP_NUM_THREADS": str(cpus), **source}
+    modules = {"PYTHONPATH": f"{CHECKOUT}:${{PYTHONPATH}}"} if (CHECKOUT / "pyproject.toml").exists() else {}
+    return {"OMP_NUM_THREADS": str(cpus), **modules}
 
 
 def _python() -> dict[str, str]:
@@ -183,10 +183,10 @@ def _python() -> dict[str, str]:
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
-def _absolute(source: str) -> str:
+def _absolute(model_id: str) -> str:
     """A model's folder as another working folder sees it; a hub id stays."""
-    folder = storage.home(source)
-    return str(folder.absolute()) if folder.is_dir() else source
+    folder = storage.home(model_id)
+    return str(folder.absolute()) if folder.is_dir() else model_id
 
 
 def _cause(error: Any) -> Exception:

@@ -40,20 +40,20 @@ def cache_teacher(
     progress: called with utterances done, utterances in all, and seconds of audio done.
     student: whose token ids are stored; None: the teacher's own.
     """
-    source = ShardReader(utterances, "utterances")
+    reader = ShardReader(utterances, "utterances")
     job = ScoringJob(
         teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device)
     )
     with sole_writer(out):
-        writer = open_writer(out, job.provenance(source), settings.format, rerun)
+        writer = open_writer(out, job.provenance(reader), settings.format, rerun)
         if writer.complete:
             return finished_manifest(writer)
         teacher.model.to(device)
-        counter = ProgressCounter(progress, source, writer)
-        waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-        shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
+        counter = ProgressCounter(progress, reader, writer)
+        waiting = [index for index in range(len(reader.shards)) if index not in writer.shards]
+        shards: Iterator[tuple[int, list[dict]]] = ((index, reader.read(index)) for index in waiting)
         for shard in ShardScorer(job).run(shards, counter.add):
-            writer.record(write_scored(out, settings.format, shard, source))
+            writer.record(write_scored(out, settings.format, shard, reader))
         return finish(writer)
 
 
@@ -65,31 +65,31 @@ def open_writer(out: AnyPath, provenance: dict[str, Any], format: str, rerun: Re
 class ProgressCounter:
     """How far the work is, for the progress callback."""
 
-    def __init__(self, progress: Progress, source: ShardReader, writer: ShardWriter):
-        self.progress, self.total = progress, sum(source.rows)
-        self.utterances, self.seconds = 0, 0.0
+    def __init__(self, progress: Progress, utterances: ShardReader, writer: ShardWriter):
+        self.progress, self.total = progress, sum(utterances.rows)
+        self.done, self.seconds = 0, 0.0
         self.add(
-            sum(source.rows[index] for index in writer.shards),
-            sum(source.shards[index]["seconds"] for index in writer.shards),
+            sum(utterances.rows[index] for index in writer.shards),
+            sum(utterances.shards[index]["seconds"] for index in writer.shards),
         )
 
     def add(self, utterances: int, seconds: float) -> None:
-        self.utterances, self.seconds = self.utterances + utterances, self.seconds + seconds
-        self.progress(self.utterances, self.total, self.seconds)
+        self.done, self.seconds = self.done + utterances, self.seconds + seconds
+        self.progress(self.done, self.total, self.seconds)
 
 
-def write_scored(folder: AnyPath, format: str, shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
+def write_scored(folder: AnyPath, format: str, shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
     """Writes a shard and its share of the tail, and returns its entry for the manifest."""
     write_part(folder, shard)
-    return write_shard(folder, "teacher", format, shard.index, shard.records, **shard_facts(shard, source))
+    return write_shard(folder, "teacher", format, shard.index, shard.records, **shard_facts(shard, utterances))
 
 
-def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
+def shard_facts(shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
     """What the manifest says of a shard beside its rows, size and hash."""
     transcribed = [record for record in shard.records if record["word_errors"] is not None]
     return {
         "tokens": shard.tokens,
-        "seconds": source.shards[shard.index]["seconds"],
+        "seconds": utterances.shards[shard.index]["seconds"],
         "word_errors": sum(record["word_errors"] for record in transcribed),
         "words": sum(record["words"] for record in transcribed),
         "batch_size": shard.batch_size,

@@ -18,7 +18,7 @@ class Vocabulary:
 
     tokenizer: WhisperTokenizer
     size: int  # columns of the output projection
-    source: str
+    model_id: str  # hub id or folder
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ def vocabulary_of(whisper: Whisper) -> Vocabulary:
     return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.source)
 
 
-def load_vocabulary(source: str) -> Vocabulary:
-    """Of the student `source` (hub id or folder), without its weights."""
-    folder, _ = find_model(source)
+def load_vocabulary(model_id: str) -> Vocabulary:
+    """Of the student `model_id` (hub id or folder), without its weights."""
+    folder, _ = find_model(model_id)
     try:
         return Vocabulary(
-            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, source
+            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, model_id
         )
     except (OSError, ValueError, AttributeError) as error:
-        raise PipelineError(f"{source}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
+        raise PipelineError(f"{model_id}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
 
 
 def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
@@ -60,7 +60,7 @@ def _ids(vocabulary: Vocabulary) -> dict[str, int]:
     """Token -> id, with the timestamps: they follow <|notimestamps|> also where the tokenizer does not name them."""
     names = vocabulary.tokenizer.get_vocab()
     if "<|notimestamps|>" not in names:
-        raise PipelineError(f"{vocabulary.source}: no token <|notimestamps|>, expected a Whisper tokenizer")
+        raise PipelineError(f"{vocabulary.model_id}: no token <|notimestamps|>, expected a Whisper tokenizer")
     first = names["<|notimestamps|>"] + 1
     stamps = {f"<|{step * 0.02:.2f}|>": first + step for step in range(TIMESTAMPS)}
     return {token: number for token, number in {**stamps, **names}.items() if number < vocabulary.size}
@@ -73,7 +73,7 @@ def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
         one, other = (each.tokenizer.convert_ids_to_tokens(number) for each in (teacher, student))
         if one != other:
             raise PipelineError(
-                f"{teacher.source} and {student.source} do not cut text into the same tokens: token {number} is "
+                f"{teacher.model_id} and {student.model_id} do not cut text into the same tokens: token {number} is "
                 f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
             )
 
@@ -85,6 +85,6 @@ def _check_merges(teacher: Vocabulary, student: Vocabulary) -> None:
         one, other = (each[number] if number < len(each) else None for each in pairs)
         if one != other:
             raise PipelineError(
-                f"{teacher.source} and {student.source} do not cut text into the same tokens: merge {number} is "
+                f"{teacher.model_id} and {student.model_id} do not cut text into the same tokens: merge {number} is "
                 f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
             )

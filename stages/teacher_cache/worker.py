@@ -59,30 +59,30 @@ class Worker:
                 f"on {socket.gethostname()}: {error}; every machine must see the same folders (by a shared filesystem or "
                 "an object store) and have the same kind of processor"
             ) from None
-        provenance = job.provenance(self.source)
+        provenance = job.provenance(self.utterances)
         job.teacher.model.to(self.where)
         self.scorer = ShardScorer(job)
         return provenance
 
     def _load(self) -> ScoringJob:
         request = self.request
-        self.source = ShardReader(request.utterances, "utterances")
+        self.utterances = ShardReader(request.utterances, "utterances")
         self.where = choose_device(self.device)
         teacher = replace(load_whisper(self.teacher, request.audio_window_s), source=request.teacher)
         use_token(teacher.model, request.language, request.token)
-        student = replace(load_vocabulary(self.student), source=request.student)
+        student = replace(load_vocabulary(self.student), model_id=request.student)
         return ScoringJob(
             teacher, student, request.language, request.settings, compute_dtype(request.settings.dtype, self.where)
         )
 
     def score(self, index: int) -> dict[str, Any]:
         """Makes shard `index`, and returns its entry for the manifest."""
-        utterances = self.source.read(index)
+        records = self.utterances.read(index)
         with self.scoring:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
             self.done[index] = 0, 0.0
-            (shard,) = self.scorer.run([(index, utterances)], lambda *counts: self._add_progress(index, *counts))
-        entry = write_scored(self.request.out, self.request.settings.format, shard, self.source)
+            (shard,) = self.scorer.run([(index, records)], lambda *counts: self._add_progress(index, *counts))
+        entry = write_scored(self.request.out, self.request.settings.format, shard, self.utterances)
         del self.done[index]
         return entry
 
