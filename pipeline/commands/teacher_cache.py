@@ -11,6 +11,7 @@ from pipeline.progress import ProgressReport
 from stages.shared.whisper.models import find_model
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import Progress, cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import ScoringRequest
@@ -37,10 +38,8 @@ def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress)
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
     use_token(teacher.model, task.language, task.token)
-    student = load_vocabulary(task.student)
-    return cache_teacher(
-        teacher, task.utterances, task.out, task.language, task.settings, device, rerun, progress, student
-    )
+    job = ScoringJob(teacher, task.language, task.settings, device, load_vocabulary(task.student))
+    return cache_teacher(job, task.utterances, task.out, rerun, progress)
 
 
 def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:

@@ -10,34 +10,50 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages.shared import scoring
-from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
+from stages.shared.whisper.models import Whisper, compute_dtype, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, token_of
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScoringJob:
-    """One teacher, one language, one way to cache: what every shard has in common."""
+    """What all shards of a teacher cache have in common.
+
+    student: the vocabulary whose token ids are stored; None: the teacher's own.
+    """
 
     teacher: Whisper
-    student: Vocabulary
     language: str
     settings: TeacherCacheSettings
-    dtype: torch.dtype
+    device: torch.device
+    student: Vocabulary | None = None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return self.student or vocabulary_of(self.teacher)
 
     @cached_property
     def tokens(self) -> TokenMap:
-        return map_tokens(vocabulary_of(self.teacher), self.student)
+        return map_tokens(vocabulary_of(self.teacher), self.vocabulary)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type that the teacher computes in; the device decides it where the settings say `auto`."""
+        return compute_dtype(self.settings.dtype, self.device)
 
     def provenance(self, utterances: ShardReader) -> dict[str, Any]:
         """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
         settings, model = self.settings, self.teacher.model
-        if not settings.top_k < min(model.config.vocab_size, self.student.size):
-            raise PipelineError(f"top_k is {settings.top_k}, expected less than the vocabulary's {self.student.size}")
-        if self.student.size > np.iinfo(np.uint16).max + 1:
-            raise PipelineError(f"{self.student.model_id}: vocabulary of {self.student.size}, expected at most 65536")
+        if not settings.top_k < min(model.config.vocab_size, self.vocabulary.size):
+            raise PipelineError(
+                f"top_k is {settings.top_k}, expected less than the vocabulary's {self.vocabulary.size}"
+            )
+        if self.vocabulary.size > np.iinfo(np.uint16).max + 1:
+            raise PipelineError(
+                f"{self.vocabulary.model_id}: vocabulary of {self.vocabulary.size}, expected at most 65536"
+            )
         return {
             "language": self.language,
             "token": token_of(self.teacher.model, self.language),
@@ -47,8 +63,8 @@ class ScoringJob:
             "teacher_weights": self.teacher.fingerprint,
             "teacher_vocab_size": model.config.vocab_size,
             "mel_bins": model.config.num_mel_bins,
-            "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
-            "vocab_size": self.student.size,
+            "tokenizer": tokenizer_fingerprint(self.vocabulary.tokenizer),
+            "vocab_size": self.vocabulary.size,
             "prompt": self._student_prompt(),
             "targets": settings.targets,
             "transcribed": scoring.NORMALISER if settings.transcribes else None,
@@ -66,8 +82,8 @@ class ScoringJob:
         ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
         if (ids < 0).any():
             raise PipelineError(
-                f"{self.student.model_id} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
-                f"{self.teacher.source} knows"
+                f"{self.vocabulary.model_id} has no token for '{token_of(self.teacher.model, self.language)}', "
+                f"which the teacher {self.teacher.source} knows"
             )
         return ids.tolist()
 

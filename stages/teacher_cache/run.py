@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
@@ -12,11 +11,8 @@ from cache.npy import npy_bytes
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
-from stages.shared.whisper.models import Whisper, compute_dtype
 from stages.teacher_cache.job import ScoringJob
-from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ScoredShard, ShardScorer
-from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
 
 # Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 1
@@ -25,35 +21,28 @@ Progress = Callable[[int, int, float], None]
 
 
 def cache_teacher(
-    teacher: Whisper,
+    job: ScoringJob,
     utterances: AnyPath,
     out: AnyPath,
-    language: str,
-    settings: TeacherCacheSettings,
-    device: torch.device,
     rerun: Rerun = "refuse",
     progress: Progress = lambda done, total, seconds: None,
-    student: Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """Writes the teacher shards of one split to `out` and returns their manifest; goes on where it was interrupted.
+    """Writes the teacher shards of one split to `out` and returns their manifest; resumes where it was interrupted.
 
     progress: called with utterances done, utterances in all, and seconds of audio done.
-    student: whose token ids are stored; None: the teacher's own.
+    Raises PipelineError where `rerun` is `refuse` and `out` holds shards with another provenance.
     """
     reader = ShardReader(utterances, "utterances")
-    job = ScoringJob(
-        teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device)
-    )
     with sole_writer(out):
-        writer = open_writer(out, job.provenance(reader), settings.format, rerun)
+        writer = open_writer(out, job.provenance(reader), job.settings.format, rerun)
         if writer.complete:
             return finished_manifest(writer)
-        teacher.model.to(device)
+        job.teacher.model.to(job.device)
         counter = ProgressCounter(progress, reader, writer)
         waiting = [index for index in range(len(reader.shards)) if index not in writer.shards]
         shards: Iterator[tuple[int, list[dict]]] = ((index, reader.read(index)) for index in waiting)
         for shard in ShardScorer(job).run(shards, counter.add):
-            writer.record(write_scored(out, settings.format, shard, reader))
+            writer.record(write_scored(out, writer.format, shard, reader))
         return finish(writer)
 
 

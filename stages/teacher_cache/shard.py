@@ -98,7 +98,7 @@ class ShardScorer:
                 if not shard.waiting:
                     early = [row for row in shard.left_out if row not in shard.records]
                     report_progress(len(early), sum(shard.utterances[row]["seconds"] for row in early))
-                    yield _finished(shard, self.job.student.size)
+                    yield _finished(shard, self.job.vocabulary.size)
 
     def _batches(self, shards: Iterable[tuple[int, list[dict]]]) -> Iterator[_Batch]:
         """The longest first: little padding, and memory that does not fit shows at once."""

@@ -10,7 +10,7 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.shared.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
+from stages.shared.whisper.models import choose_device, keep_freed_memory, load_whisper
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
@@ -60,20 +60,18 @@ class Worker:
                 "an object store) and have the same kind of processor"
             ) from None
         provenance = job.provenance(self.utterances)
-        job.teacher.model.to(self.where)
+        job.teacher.model.to(job.device)
         self.scorer = ShardScorer(job)
         return provenance
 
     def _load(self) -> ScoringJob:
         request = self.request
         self.utterances = ShardReader(request.utterances, "utterances")
-        self.where = choose_device(self.device)
+        device = choose_device(self.device)
         teacher = replace(load_whisper(self.teacher, request.audio_window_s), source=request.teacher)
         use_token(teacher.model, request.language, request.token)
         student = replace(load_vocabulary(self.student), model_id=request.student)
-        return ScoringJob(
-            teacher, student, request.language, request.settings, compute_dtype(request.settings.dtype, self.where)
-        )
+        return ScoringJob(teacher, request.language, request.settings, device, student)
 
     def score(self, index: int) -> dict[str, Any]:
         """Makes shard `index`, and returns its entry for the manifest."""

@@ -28,6 +28,7 @@ from pipeline.cli import cli
 from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache import pool
 from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, plan_workers
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.pool import Plan
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
@@ -105,7 +106,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def here(model: Path, source: Path, out: Path, progress=lambda *counts: None) -> Path:
     teacher = load_whisper(str(model), 1)
-    cache_teacher(teacher, source, out, "cs", SETTINGS, torch.device("cpu"), progress=progress)
+    cache_teacher(ScoringJob(teacher, "cs", SETTINGS, torch.device("cpu")), source, out, progress=progress)
     return out
 
 
@@ -124,8 +125,8 @@ def doomed(once: Path | None = None) -> type[Worker]:
     """
 
     class Doomed(Worker):
-        def _tell(self, index: int, utterances: int, seconds: float) -> None:
-            super()._tell(index, utterances, seconds)
+        def _add_progress(self, index: int, utterances: int, seconds: float) -> None:
+            super()._add_progress(index, utterances, seconds)
             if index == 5 and self.done[index][0] >= rows // 2 and not (once and once.exists()):
                 if once:
                     once.touch()
