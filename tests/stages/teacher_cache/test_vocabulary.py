@@ -200,7 +200,7 @@ def test_a_student_that_lacks_the_language_is_refused(tiny_whisper, utterances, 
     teacher = load_whisper(str(tiny_whisper), 1)
     with pytest.raises(PipelineError) as caught:
         cache(teacher, utterances / "test", tmp_path / "out", student=student)
-    assert str(caught.value) == f"{student.source} has no token for 'cs', which the teacher {tiny_whisper} knows"
+    assert str(caught.value) == f"{student.model_id} has no token for 'cs', which the teacher {tiny_whisper} knows"
 
 
 def test_what_is_no_model_has_no_vocabulary(tmp_path):
