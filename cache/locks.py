@@ -1,4 +1,4 @@
-"""One process at a time writes to a file or folder: by the operating system's lock, and in a store by a lease."""
+"""Ensures that one process at a time writes to a file or folder: by a lock of the operating system, in a store by a lease."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath, RemotePath
 
-LEASE_S = 300.0  # how long a lease holds that its process does not renew
+LEASE_S = 300.0  # a lease ends so long after its process last renewed it
 RENEW_S = 60.0
-SETTLE_S = 1.0  # after a lease is written: whoever wrote one at the same moment, and later, holds it
+SETTLE_S = 1.0  # after writing a lease, before reading it again: of two processes the later writer keeps it
 
-_held: set[str] = set()  # this process's leases
+_held: set[str] = set()  # leases of this process
 
 
 @contextmanager
 def sole_writer(*targets: AnyPath) -> Iterator[None]:
-    """While the block runs no other process gets these files or folders from here. Readers are not kept out.
+    """Keeps other processes from writing to these files or folders while the block runs. Readers are not kept out.
 
-    The lock lies beside its target, as `.NAME.lock`, and is removed at the end; what a killed process leaves holds nothing.
-    Raises PipelineError naming the process that has one of them.
+    The lock is a file beside its target, `.NAME.lock`, and is removed at the end. The file of a killed process locks nothing.
+    Raises PipelineError naming the process that holds one of the targets.
     """
     with ExitStack() as stack:
         for target in sorted(dict.fromkeys(map(_resolved, targets)), key=str):
@@ -54,7 +54,9 @@ def _locked(path: Path, target: AnyPath) -> Iterator[None]:
         path.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who comes now makes another, and who has it open looks again
+        path.unlink(
+            missing_ok=True
+        )  # while locked: a new process makes another file, one that has this open tries again
         lock.release()
 
 
@@ -76,16 +78,14 @@ def _leased(path: RemotePath, target: AnyPath) -> Iterator[None]:
         _held.remove(own)
         if renewal.ident is not None:
             renewal.join()
-        with suppress(
-            PipelineError
-        ):  # the store fails: the first error is the one to tell, and the lease ends by itself
+        with suppress(PipelineError):  # the store fails: the first error is the one to report, and the lease runs out
             if _is_own(path, own):
                 path.unlink(missing_ok=True)
 
 
 def _renew(path: RemotePath, own: str, ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
-        with suppress(PipelineError):  # a store that fails for longer than a lease ends the run by its own error
+        with suppress(PipelineError):  # if the store fails for longer, the next write raises its own error
             if _is_own(path, own):
                 _write(path, own)
 
@@ -112,7 +112,7 @@ def _is_alive(process: object) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another account's
+    except PermissionError:  # the process belongs to another account
         return True
     return True
 
@@ -126,7 +126,7 @@ def _write(path: RemotePath, own: str) -> None:
 
 
 def _read(path: AnyPath) -> dict[str, Any]:
-    """{} where there is none, or none that can be read."""
+    """Returns the content of a lock file, {} where there is none or it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, PermissionError, ValueError) as error:

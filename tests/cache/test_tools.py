@@ -124,7 +124,7 @@ def test_a_damaged_shard_is_not_converted(format, whole, tmp_path):
     manifest = json.loads((source / "manifest.json").read_text())
     manifest["shards"][0]["content"] = "0" * 64
     (source / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(PipelineError, match=rf"{name}: not what was written there: `pipeline cache verify"):
+    with pytest.raises(PipelineError, match=rf"{name}: its content is not what was written: `pipeline cache verify"):
         converted(source, tmp_path / "out", OTHER[format])
     assert not list((tmp_path / "out").glob("shard-*"))
 
@@ -134,7 +134,7 @@ def test_a_damaged_mean_tail_is_not_converted(format, whole, tmp_path):
     source = shutil.copytree(whole / f"teacher-{format}", tmp_path / "source")
     data = (source / "tail.npy").read_bytes()
     (source / "tail.npy").write_bytes(data[:-1] + b"\1")
-    with pytest.raises(PipelineError, match=r"tail.npy: not what was written there"):
+    with pytest.raises(PipelineError, match=r"tail.npy: its content is not what was written"):
         converted(source, tmp_path / "out", OTHER[format])
     assert not (tmp_path / "out/manifest.json").exists()
 

@@ -212,7 +212,7 @@ def test_a_folder_that_is_none(tmp_path):
 @each_folder
 def test_a_manifest_that_was_edited(kind, format, folder):
     edit(folder, lambda manifest: manifest["settings"].update(language="sk"), sign=False)
-    assert_named(found(folder), folder / "manifest.json", "it is not as it was written")
+    assert_named(found(folder), folder / "manifest.json", "it was changed after it was written")
 
 
 @of_teacher
