@@ -1,4 +1,4 @@
-"""One teacher, one language, one way to cache: what every shard has in common."""
+"""What all shards of a teacher cache have in common: the teacher, the language, the settings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +44,10 @@ class ScoringJob:
         return compute_dtype(self.settings.dtype, self.device)
 
     def provenance(self, utterances: ShardReader) -> dict[str, Any]:
-        """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
+        """Returns all that the records depend on, for the manifest: a change of any of it makes another cache.
+
+        Raises PipelineError where the vocabulary is too small for top_k, too large for 16 bits, or lacks the language.
+        """
         settings, model = self.settings, self.teacher.model
         if not settings.top_k < min(model.config.vocab_size, self.vocabulary.size):
             raise PipelineError(

@@ -1,4 +1,4 @@
-"""Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
+"""Writes side-car shards: one for each utterance shard, with the same ids in the same order and the teacher's distributions."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +14,10 @@ from cache.storage import AnyPath
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.shard import ScoredShard, ShardScorer
 
-# Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
+# Raise this whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 1
-PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
+# Shapes: V vocabulary
+PART = "part-{:05d}.npy"  # a shard's share of the tail, kept until all shards are finished
 Progress = Callable[[int, int, float], None]
 
 
@@ -47,12 +48,12 @@ def cache_teacher(
 
 
 def open_writer(out: AnyPath, provenance: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
-    """provenance: whatever the records depend on beside the version of this stage."""
+    """provenance: all that the records depend on, except the version of this stage."""
     return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **provenance}, format, rerun)
 
 
 class ProgressCounter:
-    """How far the work is, for the progress callback."""
+    """Adds up finished work and reports the sums to the progress callback."""
 
     def __init__(self, progress: Progress, utterances: ShardReader, writer: ShardWriter):
         self.progress, self.total = progress, sum(utterances.rows)
@@ -63,6 +64,7 @@ class ProgressCounter:
         )
 
     def add(self, utterances: int, seconds: float) -> None:
+        """utterances, seconds of audio: done since the last call; negative where the work of a dead worker is lost."""
         self.done, self.seconds = self.done + utterances, self.seconds + seconds
         self.progress(self.done, self.total, self.seconds)
 
@@ -74,7 +76,7 @@ def write_scored(folder: AnyPath, format: str, shard: ScoredShard, utterances: S
 
 
 def shard_facts(shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
-    """What the manifest says of a shard beside its rows, size and hash."""
+    """Returns what the manifest says of a shard in addition to its rows, size and hash."""
     transcribed = [record for record in shard.records if record["word_errors"] is not None]
     return {
         "tokens": shard.tokens,
@@ -87,18 +89,19 @@ def shard_facts(shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
 
 
 def write_part(folder: AnyPath, shard: ScoredShard) -> None:
-    """Before its shard is recorded: a shard that is there has its part."""
+    """Writes a shard's share of the tail. Call it before the shard is recorded: every recorded shard needs its part."""
     with atomic_path(folder / PART.format(shard.index)) as temporary, open(temporary, "wb") as file:
         np.save(file, shard.tail_V)
 
 
 def finished_manifest(writer: ShardWriter) -> dict[str, Any]:
-    """The manifest of a folder that was finished before."""
+    """Returns the manifest of a folder that was finished before, and removes parts that a killed run left."""
     _remove_parts(writer.folder)
     return ShardReader(writer.folder, "teacher").manifest
 
 
 def finish(writer: ShardWriter) -> dict[str, Any]:
+    """Writes the list of what was left out, the mean tail and the manifest, and returns the manifest."""
     entries = [writer.shards[index] for index in sorted(writer.shards)]
     left_out = [row for entry in entries for row in entry["left_out"]]
     counts: dict[str, int] = {}
@@ -116,7 +119,10 @@ def finish(writer: ShardWriter) -> dict[str, Any]:
 
 
 def _write_tail(writer: ShardWriter) -> dict[str, Any]:
-    """The mean over all positions of the distribution outside the kept tokens, scaled to sum to one: float32 (V,)."""
+    """Writes the mean over all positions of the distribution outside the kept tokens, float32 (V,), scaled to sum to one.
+
+    Returns its entry for the manifest.
+    """
     tail_V = np.zeros(writer.provenance["vocab_size"], np.float64)
     for index in sorted(writer.shards):
         with (writer.folder / PART.format(index)).open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a teacher cache depends on, and where it is made, on which it does not depend."""
+"""TeacherCacheSettings change the cache's content. ClusterSettings only say where it is computed."""
 
 from typing import Literal
 
@@ -14,7 +14,8 @@ class TeacherCacheSettings(BaseModel):
         "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
     )
     transcribe: bool = Field(
-        False, description="with reference targets, too, keep what the teacher hears: train.max_teacher_wer needs it"
+        False,
+        description="also with reference targets, keep the teacher's own transcript: train.max_teacher_wer needs it",
     )
     top_p: float = Field(0.95, gt=0, le=1, description="at each position the fewest tokens that reach this mass ...")
     min_k: int = Field(8, ge=1, description="... but at least so many")
@@ -26,17 +27,17 @@ class TeacherCacheSettings(BaseModel):
 
     @property
     def effective_min_k(self) -> int:
-        """min_k, where top_k allows it."""
+        """The least number of kept tokens: min_k, but at most top_k."""
         return min(self.min_k, self.top_k)
 
     @property
     def transcribes(self) -> bool:
-        """Whether the teacher transcribes."""
+        """Whether the teacher transcribes the audio itself."""
         return self.targets == "pseudo" or self.transcribe
 
 
 class ClusterSettings(BaseModel):
-    """Not among a cache's facts: the same shards come from any number of workers."""
+    """Not part of a cache's provenance: the shards are the same with any number of workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

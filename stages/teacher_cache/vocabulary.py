@@ -1,4 +1,4 @@
-"""From the teacher's token ids to the student's. They share the text tokens; ids of special tokens may be shifted."""
+"""Maps the teacher's token ids to the student's. They share the text tokens; ids of special tokens may be shifted."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TIMESTAMPS = 1501  # 0.00 to 30.00 s
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the student's decoder reads and predicts."""
+    """The tokens that a model's decoder reads and predicts."""
 
     tokenizer: WhisperTokenizer
     size: int  # columns of the output projection
@@ -23,7 +23,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """to_student: (teacher's vocabulary,) the student's id of each, -1 where it has none (such as a newer language)."""
+    """to_student: (teacher's vocabulary,) the student's id of each token, -1 where it lacks the token, as a newer language."""
 
     to_student: np.ndarray
     vocabulary_size: int  # the student's
@@ -34,7 +34,7 @@ def vocabulary_of(whisper: Whisper) -> Vocabulary:
 
 
 def load_vocabulary(model_id: str) -> Vocabulary:
-    """Of the student `model_id` (hub id or folder), without its weights."""
+    """Loads the vocabulary of `model_id` (hub id or folder), without its weights. Raises PipelineError where it has none."""
     folder, _ = find_model(model_id)
     try:
         return Vocabulary(
@@ -45,7 +45,7 @@ def load_vocabulary(model_id: str) -> Vocabulary:
 
 
 def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
-    """Raises PipelineError naming the first difference where the two do not cut text into the same tokens."""
+    """Returns the map. Raises PipelineError naming the first difference if the two do not cut text into the same tokens."""
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         _check_text_tokens(teacher, student)
     _check_merges(teacher, student)
@@ -57,7 +57,7 @@ def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
 
 
 def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """Token -> id, with the timestamps: they follow <|notimestamps|> also where the tokenizer does not name them."""
+    """Maps token -> id, with the timestamps: their ids follow <|notimestamps|> even if the tokenizer does not name them."""
     names = vocabulary.tokenizer.get_vocab()
     if "<|notimestamps|>" not in names:
         raise PipelineError(f"{vocabulary.model_id}: no token <|notimestamps|>, expected a Whisper tokenizer")
@@ -67,7 +67,7 @@ def _ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
-    """The tokens before <|endoftext|> are text, and the same ones in every multilingual Whisper."""
+    """Raises PipelineError if the tokens up to <|endoftext|> differ: they are text, the same in all multilingual Whispers."""
     ends = teacher.tokenizer.eos_token_id, student.tokenizer.eos_token_id
     for number in range(max(ends) + 1):
         one, other = (each.tokenizer.convert_ids_to_tokens(number) for each in (teacher, student))

@@ -1,4 +1,4 @@
-"""What runs on each machine of a cluster: it holds the teacher and makes whole shards. It records nothing."""
+"""The process on each machine of a cluster: it holds the teacher and writes whole shards, but records nothing."""
 
 import socket
 import threading
@@ -21,26 +21,26 @@ from stages.teacher_cache.vocabulary import load_vocabulary
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """What a worker is to do; small, for it travels."""
+    """Tells a worker what to score. It is small, because it is sent to every worker."""
 
-    teacher: str  # hub id or folder, as it was asked for: the manifest says so
+    teacher: str  # hub id or folder as the user gave it: it goes into the manifest
     student: str
     audio_window_s: int
     language: str
     settings: TeacherCacheSettings
     utterances: AnyPath
     out: AnyPath
-    token: str | None = None  # the language whose token stands for `language` in prompts; None: its own
+    token: str | None = None  # the language whose token replaces that of `language` in prompts; None: its own
 
     def absolute(self) -> "ScoringRequest":
-        """The same for another working folder."""
+        """Returns the request with absolute paths, for a process with another working folder."""
         return replace(self, utterances=self.utterances.absolute(), out=self.out.absolute())
 
 
 class Worker:
-    """Two shards at a time: while one is scored the other is read, or written.
+    """Handles two shards at a time: while one is scored the other is read or written.
 
-    teacher, student: where the request's two are, which it names as they were asked for.
+    teacher, student: absolute folders or hub ids; the request has them as the user gave them.
     """
 
     def __init__(self, request: ScoringRequest, teacher: str, student: str, device: str, threads: int):
@@ -49,7 +49,7 @@ class Worker:
         self.done: dict[int, tuple[int, float]] = {}
 
     def open(self) -> dict[str, Any]:
-        """Loads the teacher, and returns what the cache depends on: it must be the same on all workers."""
+        """Loads the teacher and returns the provenance, which must be the same on all workers."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         try:
@@ -74,7 +74,7 @@ class Worker:
         return ScoringJob(teacher, request.language, request.settings, device, student)
 
     def score(self, index: int) -> dict[str, Any]:
-        """Makes shard `index`, and returns its entry for the manifest."""
+        """Scores and writes shard `index`, and returns its entry for the manifest."""
         records = self.utterances.read(index)
         with self.scoring:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
@@ -89,5 +89,5 @@ class Worker:
         self.done[index] = before[0] + utterances, before[1] + seconds
 
     def progress(self) -> dict[int, tuple[int, float]]:
-        """Of the shards in the making: utterances and seconds of audio done."""
+        """Returns utterances and seconds of audio done, for each shard that is being scored."""
         return dict(self.done)

@@ -257,7 +257,9 @@ def test_a_machine_that_has_other_folders_is_refused(machines, tiny_whisper, sou
             return super().score(index)
 
     monkeypatch.setattr(pool, "Worker", Alone)
-    with pytest.raises(PipelineError, match=r"train/shard-0000\d.parquet: a worker has written it, but here it is not"):
+    with pytest.raises(
+        PipelineError, match=r"train/shard-0000\d.parquet: a worker has written this file, but it is not visible here"
+    ):
         on_ray(tiny_whisper, source, tmp_path / "train")
     assert list(elsewhere.glob("shard-*.parquet"))
     assert not (tmp_path / "train/progress.json").exists()
