@@ -1,4 +1,4 @@
-"""Numbers as readers see them: the same cells in HTML, in Markdown and in the terminal."""
+"""Formats numbers for readers: the same cells in HTML, in Markdown and in the terminal."""
 
 from dataclasses import dataclass
 from statistics import fmean

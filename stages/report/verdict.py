@@ -1,4 +1,4 @@
-"""What the numbers say, in one line of plain words."""
+"""Says in one line what the numbers show."""
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead
