@@ -116,6 +116,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
+    """Writes UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         # a file name that is not UTF-8 holds characters that UTF-8 lacks: "\udc80" is also their escape in JSON
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

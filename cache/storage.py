@@ -117,6 +117,7 @@ class RemotePath(ProxyUPath):
                 raise
 
     def remove_tree(self) -> None:
+        """Removes the path and all below it. Raises StorageError where a file is left."""
         self._try(self._remove_once)
 
     def _remove_once(self) -> None:

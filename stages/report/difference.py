@@ -17,6 +17,7 @@ class Difference:
 
     @property
     def includes_zero(self) -> bool:
+        """False where there is no interval."""
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 

@@ -76,6 +76,7 @@ def read_windows(
 
 
 def describe_missing(seconds: float) -> str:
+    """seconds: `Recording.missing`; math.inf if their number is unknown."""
     amount = "its end is missing" if math.isinf(seconds) else f"the last {seconds:.3g} s are missing"
     return f"the file is cut off: {amount}"
 

@@ -63,6 +63,7 @@ class Levels:
             self._products = self._products + wide.T @ wide
 
     def mix(self) -> Mix:
+        """Returns how to mix the channels, once all blocks have been added."""
         return Mix(self._factor(), self._channel(), self._peak)
 
     def clipped(self) -> float:
