@@ -34,7 +34,7 @@ def convert(
     `out` holds other records.
     """
     if str(out.resolve()) == str(source.folder.resolve()):
-        raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
+        raise PipelineError(f"{out}: this is the folder of the shards themselves, expected another folder to write to")
     with sole_writer(out):
         return _convert(source, ShardWriter(out, source.kind, source.provenance, format, rerun), rerun, progress)
 

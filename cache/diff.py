@@ -25,7 +25,9 @@ def compare(
     Records are matched by id, in whatever shard they are. Memory holds all ids, one shard of `one` and two of `other`.
     """
     if one.kind != other.kind:
-        raise PipelineError(f"{one.folder} holds {one.kind}, {other.folder} {other.kind}: expected the same of both")
+        raise PipelineError(
+            f"{one.folder} holds {one.kind}, {other.folder} {other.kind}: expected two folders of one kind"
+        )
     records = _Records(one, other)
     done, total = 0, sum(one.rows)
     progress(done, total, "")

@@ -117,8 +117,8 @@ def _connect(ray: Any, address: str) -> None:
             ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
-            f"Ray at '{address}' cannot be reached ({last_line(error)}): is `ray start` done there, and where it has a token, "
-            "is that here, and RAY_AUTH_MODE=token?"
+            f"Ray at '{address}' cannot be reached ({last_line(error)}): run `ray start` there; if that Ray has a token, "
+            "give it here, too, with RAY_AUTH_MODE=token"
         ) from None
 
 

@@ -132,7 +132,7 @@ class Pool:
     def _admit(self, worker: Any, provenance: dict[str, Any]) -> None:
         if differing := differences(provenance, self.provenance):
             raise PipelineError(
-                f"the workers differ ({differing}), so that their shards would: every machine must see the same files, "
+                f"the workers differ ({differing}), and so would their shards: every machine must see the same files, "
                 "and give teacher_cache.dtype where their processors differ"
             )
         self.ready.append(worker)

@@ -391,7 +391,7 @@ def test_a_mean_tail_that_differs(whole, tmp_path):
 
 
 def test_folders_of_two_kinds(whole):
-    with pytest.raises(PipelineError, match="holds utterances, .* teacher: expected the same of both"):
+    with pytest.raises(PipelineError, match="holds utterances, .* teacher: expected two folders of one kind"):
         differences(whole / "utterances-parquet", whole / "teacher-parquet")
 
 
