@@ -44,7 +44,7 @@ def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress)
 
 def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
-    say(find_model(task.teacher)[1])
+    say(find_model(task.teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 

@@ -10,7 +10,8 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages.shared import scoring
-from stages.shared.whisper.models import Whisper, compute_dtype, tokenizer_fingerprint
+from stages.shared.whisper.device import compute_dtype
+from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, token_of
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings

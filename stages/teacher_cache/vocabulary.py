@@ -35,7 +35,7 @@ def vocabulary_of(whisper: Whisper) -> Vocabulary:
 
 def load_vocabulary(model_id: str) -> Vocabulary:
     """Loads the vocabulary of `model_id` (hub id or folder), without its weights. Raises PipelineError where it has none."""
-    folder, _ = find_model(model_id)
+    folder = find_model(model_id).folder
     try:
         return Vocabulary(
             WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, model_id

@@ -14,9 +14,10 @@ from cache.locks import sole_writer
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.shared.student.metadata import base_facts
+from stages.shared.student.metadata import base_metadata
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.whisper.device import compute_dtype, round_weights
+from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of, use_token
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
@@ -139,7 +140,7 @@ def _train(
     data = parts[0] if len(parts) == 1 else Mixture(parts)
     clips = [validation_clips(one.validation, base, settings.max_validation) for one in sources]
     processes.on_main(lambda: _claim(out, facts, data.left_out))
-    named = base_facts(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
+    named = base_metadata(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
     torch.manual_seed(settings.seed)  # the gates' first weights
     trainee = Trainee(base, method, [one.language for one in sources], settings)
     trainee.model.to(device)
