@@ -1,4 +1,4 @@
-"""How a teacher's distribution is stored: a few tokens per position with rounded probabilities, and the mass of the rest.
+"""Stores a teacher's distribution: a few tokens per position with rounded probabilities, and the mass of the rest.
 
 A probability p is stored as the whole number nearest to p^(1/4) * (2^bits - 1), at least 1. Six scales were tried on
 real distributions: p, p^(1/2), p^(1/3), p^(1/4), log p and float16. This one lost least at equal bits.

@@ -137,7 +137,7 @@ def _provenance(
             "language": language,
             "split": split,
             "corpus": corpus_values["corpus"],
-            # without the corpus' path: two hashes below cover what the corpus holds, wherever it is
+            # without the corpus' path: the two hashes below cover its content, wherever it is
             **{f"corpus.{name}": value for name, value in corpus_values.items() if name not in ("corpus", "path")},
             **settings.model_dump(mode="json", include=LIMITS),
             "untranscribed": split == "train" and settings.untranscribed,

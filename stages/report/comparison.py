@@ -25,7 +25,7 @@ class Line:
 
     @property
     def gates(self) -> dict[str, list[float]]:
-        """{"encoder": share of tokens routed to the expert in each layer, "decoder": ...}; {} for models without gates."""
+        """The share of tokens routed to the expert, by layer: {"encoder": [...], "decoder": [...]}; {} without gates."""
         sides: dict[str, list[tuple[int, float]]] = {}
         for layer, share in self.result.metrics.gates.items():
             side, _, number = layer.split(".")

@@ -1,4 +1,4 @@
-"""What all shards of a teacher cache have in common: the teacher, the language, the settings."""
+"""The work that all shards of a teacher cache have in common: teacher, language, settings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vo
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What all shards of a teacher cache have in common.
+    """A loaded teacher and all that its shards have in common.
 
     student: the vocabulary whose token ids are stored; None: the teacher's own.
     """
