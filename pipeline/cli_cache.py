@@ -2,6 +2,7 @@
 
 import click
 
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from cache.storage import AnyPath, path
 from pipeline.options import examples, rerun_options
@@ -57,9 +58,7 @@ def verify_command(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> 
 )
 @click.argument("folder", callback=_place)
 @click.argument("out", callback=_place)
-@click.option(
-    "--format", "format_", type=click.Choice(["parquet", "webdataset"]), required=True, help="Of OUT's shards."
-)
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="Of OUT's shards.")
 @rerun_options
 def convert_command(folder: AnyPath, out: AnyPath, format_: str, rerun: Rerun) -> None:
     """Writes the records of FOLDER to OUT in another format, not one bit of them changed."""

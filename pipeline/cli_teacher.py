@@ -2,6 +2,7 @@
 
 import click
 
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from pipeline.options import examples, lang_option, params_of, rerun_options, token_option, with_token
 
@@ -36,7 +37,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 @click.option("--top-k", type=int, help="The most tokens kept at a position.")
 @click.option("--top-p", type=float, help="The mass that the kept tokens reach, where top-k allows.")
 @click.option("--batch-size", type=int)
-@click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), help="Of the shards.")
 @click.option("--device", help="auto, cpu or cuda.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="This process, or the workers of a Ray cluster.")
 @click.option("--workers", type=int, help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.")

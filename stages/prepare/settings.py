@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from cache import storage
+from cache.formats import Format
 from cache.storage import AnyPath
 
 
@@ -57,7 +58,7 @@ class PrepareSettings(Settings):
     untranscribed: bool = Field(
         default=False, description="keep training recordings without a text, for teacher_cache.targets 'pseudo'"
     )
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: Format = "parquet"
 
 
 class Shares(Settings):

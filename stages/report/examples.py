@@ -33,7 +33,7 @@ class Examples:
 
 
 def examples(comparison: Comparison) -> Examples | None:
-    """For the student with the lowest rate, by that rate's errors; None where there is none, or no utterances to show."""
+    """Returns the examples of the student with the lowest rate. None if there is no student, or no utterances to show."""
     base, student = comparison.line("base"), _best_student(comparison)
     if not base or not student or not base.result.rows or not student.result.rows:
         return None

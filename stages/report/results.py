@@ -58,7 +58,7 @@ class Metrics(BaseModel):
 
 
 class Utterance(BaseModel):
-    """What the report needs of a row; the other columns pass through."""
+    """The fields of a row that the report needs. It keeps the other columns as they are."""
 
     id: str
     reference: str
@@ -78,7 +78,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """For readers: the base is called by its model's name."""
+        """The name for readers. The base is called by its model's name."""
         model = Path(self.metrics.model.replace("\\", "/")).name
         if self.metrics.system == "base":
             return model
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def corpus(self) -> str:
-        """A further corpus goes by the name in its file's name: that one is the user's choice."""
+        """The name of the corpus. A further corpus has the name that the user chose, which is part of the file's name."""
         return self.path.stem.partition("@")[2] or self.metrics.corpus
 
     @property
@@ -97,7 +97,10 @@ class Result:
 
 
 def read_results(metrics: AnyPath) -> list[Result]:
-    """By language, the main corpus before further ones, systems in SYSTEM_ORDER."""
+    """Returns all results by language, the main corpus before further ones, systems in SYSTEM_ORDER.
+
+    Raises PipelineError where there are none, or two for one system and corpus.
+    """
     paths = [path for path in sorted(metrics.glob("*/*.json")) if not path.name.startswith(".")]
     if not paths:
         raise PipelineError(

@@ -1,4 +1,4 @@
-"""Numbers as readers see them: the same cells in HTML, in Markdown and in the terminal."""
+"""Formats numbers for readers: the same cells in HTML, in Markdown and in the terminal."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -64,7 +64,7 @@ def _system_row(line: Line, lead: Lead) -> list[str]:
 
 
 def setup_table(comparison: Comparison) -> Table:
-    """What was measured in what way, and the rates by Whisper's basic normaliser and without any."""
+    """Returns how each system was measured, and its rates with Whisper's basic normaliser and without any."""
     rows = [
         [
             line.result.name,
@@ -95,7 +95,7 @@ def gates_table(comparison: Comparison) -> Table | None:
 
 
 def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Table:
-    """One row for each language and corpus: base, the student the verdict is about, teacher. `names` of languages."""
+    """Returns a row for each language and corpus: base, the student of the verdict, teacher. names: of languages."""
     columns = [
         "Language",
         "Corpus",
@@ -123,7 +123,7 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
 
 
 def ending_notes(comparison: Comparison) -> list[str]:
-    """Hypotheses that did not end of themselves: each kind in a note, where there are any."""
+    """Returns a note for each kind of hypotheses that did not end by themselves, where there are any."""
     measured = [line.result.metrics for line in comparison.lines]
     kinds = {
         "ended in a loop, and were cut at it": [m.loops if m.cut_loops else 0 for m in measured],
@@ -141,7 +141,7 @@ def ending_notes(comparison: Comparison) -> list[str]:
 
 
 def unscored_notes(comparison: Comparison) -> list[str]:
-    """Systems that left out the same utterances share a note."""
+    """Returns notes on utterances without a score. Systems that left out the same utterances share a note."""
     systems: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for line in comparison.lines:
         left_out = tuple((utterance.id, utterance.reason) for utterance in line.result.metrics.unscored)

@@ -1,4 +1,4 @@
-"""What the numbers say, in one line of plain words."""
+"""Says in one line what the numbers show."""
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead
@@ -8,7 +8,7 @@ STUDENTS = ("clsr-kd", "clsr", "lora", "full")  # the verdict is about the first
 
 
 def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead: Lead, resamples: int) -> str:
-    """`results` and `versus_base` are keyed by system."""
+    """Returns the verdict. Keys of `results` and `versus_base` are systems."""
     base = results.get("base")
     student = next((results[system] for system in STUDENTS if system in results), None)
     if base is None or student is None:
@@ -44,7 +44,7 @@ def _against_plain(plain: str, change: Difference) -> str:
 
 
 def _span(change: Difference) -> str:
-    """In the direction of `abs(value)`: a gain's interval is written in points gained."""
+    """Returns the interval with the sign of `abs(value)`: that of a gain is written in points gained."""
     if change.interval is None:
         return "no interval, see the notes"
     sign = -1 if change.value <= 0 else 1
@@ -53,7 +53,7 @@ def _span(change: Difference) -> str:
 
 
 def _better_rival(student: Result, results: dict[str, Result], lead: Lead) -> list[str]:
-    """Other ways of fine-tuning are named where they did better: the reader must not have to find that in the table."""
+    """Names another way of fine-tuning that did better, so that the reader need not find it in the table."""
     rivals = [results[system] for system in ("full", "lora") if system in results]
     best = min(rivals, key=lambda result: lead.of(result.metrics), default=student)
     lowest, own = lead.of(best.metrics), lead.of(student.metrics)
