@@ -15,8 +15,7 @@ from pipeline.cli_student import evaluate_command, train_student_command, transc
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
 from pipeline.options import examples, lang_option, params_of, rerun_options
-
-CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
+from stages.prepare.corpora import CORPORA
 
 
 @click.group(
@@ -64,7 +63,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     ),
 )
 @lang_option
-@click.option("--corpus", type=click.Choice(CORPORA), help="Overrides the language's corpus; with --path.")
+@click.option("--corpus", type=click.Choice(list(CORPORA)), help="Overrides the language's corpus; with --path.")
 @click.option("--path", "corpus_path", help="Where the corpus lies; for a dataset also its hub id.")
 @click.option(
     "--columns",

@@ -13,7 +13,7 @@ from pipeline.options import examples, lang_option, params_of, rerun_options, to
 @click.pass_context
 def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
     """Fine-tunes the teacher on the language first, where teacher.adapt says so."""
-    from pipeline.commands.train import adapt_teacher
+    from pipeline.commands.adapt_teacher import adapt_teacher
 
     adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)
 

@@ -3,22 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
 from stages.evaluate.settings import EvaluateSettings
-from stages.prepare.settings import CorpusSettings, PathOrUrl, PrepareSettings
+from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.shared.settings import PathOrUrl, Settings
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
 from stages.train_student.settings import TrainSettings
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Language(_Settings):
+class Language(Settings):
     corpus: CorpusSettings | None = Field(None, description="null: `prepare` is told by --corpus and --path")
     token: str | None = Field(
         None,
@@ -33,21 +30,21 @@ class Language(_Settings):
         return None if token is None else token_language(token)
 
 
-class Teacher(_Settings):
+class Teacher(Settings):
     model: str = "openai/whisper-large-v2"
     adapt: TrainSettings | None = Field(
         None, description="fine-tune it on the training split first, by this recipe; null: it teaches as it is"
     )
 
 
-class Methods(_Settings):
+class Methods(Settings):
     """Which methods `dvc repro` trains, each with its changes to `train`."""
 
     from_transcripts: dict[str, dict[str, Any]] = {"clsr": {}}
     from_teacher: dict[str, dict[str, Any]] = {"clsr-kd": {}}
 
 
-class Paths(_Settings):
+class Paths(Settings):
     utterances: PathOrUrl = Path("data/utterances")
     teacher: PathOrUrl = Path("data/teacher")
     models: PathOrUrl = Path("models")
@@ -55,7 +52,7 @@ class Paths(_Settings):
     report: PathOrUrl = Path("report")
 
 
-class Params(_Settings):
+class Params(Settings):
     languages: dict[str, Language] = {}
     further_tests: dict[str, CorpusSettings] = Field({}, description="by name: corpora whose test split is used, too")
     audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30

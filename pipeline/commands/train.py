@@ -1,24 +1,20 @@
-"""pipeline train-student, pipeline adapt-teacher"""
+"""pipeline train-student"""
 
 from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from cache.files import write_json
-from cache.locks import sole_writer
-from cache.resume import Rerun, discard_if_changed
+from cache.resume import Rerun
 from cache.storage import AnyPath
-from pipeline.commands.common import adapted_teacher, chosen, chosen_device, load, needed_token, say
+from pipeline.commands.common import chosen, chosen_device, load, needed_token, say
 from pipeline.errors import each
 from pipeline.params import Params, train_settings
 from pipeline.progress import ProgressReport
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes, join_processes, leave_processes
-from stages.train_student.run import PROGRESS, RESULT, Source, train_together
+from stages.train_student.run import Source, train_together
 from stages.train_student.settings import Method, TrainSettings
-
-TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where the teacher is used as it is
 
 
 def train_student(
@@ -34,9 +30,11 @@ def train_student(
         group, method = item
         listed = {**params.methods.from_transcripts, **params.methods.from_teacher}.get(method, {})
         settings = train_settings(params, {**listed, **changes}, f"train, for method {method}")
-        sources = [_source(params, language, method, params.paths.models / language / method) for language in group]
+        sources = [
+            language_source(params, language, method, params.paths.models / language / method) for language in group
+        ]
         out = params.paths.models / "+".join(group) / method
-        _train(params, method, params.student, sources, out, settings, rerun, processes)
+        run_training(params, method, params.student, sources, out, settings, rerun, processes)
 
     groups = [languages] if together else [[language] for language in languages]
     runs = [(group, method) for group in groups for method in methods]
@@ -44,36 +42,9 @@ def train_student(
     leave_processes()
 
 
-def _source(params: Params, language: str, method: Method, out: AnyPath) -> Source:
+def language_source(params: Params, language: str, method: Method, out: AnyPath) -> Source:
     teacher = params.paths.teacher / language / "train" if method == "clsr-kd" else None
     return Source(language, params.paths.utterances / language, teacher, out, needed_token(params, language))
-
-
-def adapt_teacher(params: Params, languages: list[str], rerun: Rerun) -> None:
-    processes = joined(params)
-
-    def adapt_one(language: str) -> None:
-        out = adapted_teacher(params, language)
-        if params.teacher.adapt is not None:
-            if processes.main:
-                (out / TEACHER_POINTER).unlink(missing_ok=True)
-            sources = [_source(params, language, "full", out)]
-            _train(params, "full", params.teacher.model, sources, out, params.teacher.adapt, rerun, processes)
-        elif processes.main:
-            _point(params, out, rerun)
-            say(f"{language}: {params.teacher.model} teaches as it is")
-
-    each(chosen(params, languages), str, adapt_one, alone=processes.count == 1)
-    leave_processes()
-
-
-def _point(params: Params, out: AnyPath, rerun: Rerun) -> None:
-    """In the adapted teacher's place; an adapted one that is there gives way as other work does."""
-    whisper = load(params.teacher.model, params.audio_window_s)
-    with sole_writer(out):
-        if any((out / name).exists() for name in (RESULT, PROGRESS)):
-            discard_if_changed(out, {"teacher.adapt": "settings"}, {"teacher.adapt": None}, rerun)
-        write_json(out / TEACHER_POINTER, {"model": params.teacher.model, "weights": whisper.fingerprint})
 
 
 def joined(params: Params) -> Processes:
@@ -81,7 +52,7 @@ def joined(params: Params) -> Processes:
     return join_processes(chosen_device(params))
 
 
-def _train(
+def run_training(
     params: Params,
     method: Method,
     base: str,

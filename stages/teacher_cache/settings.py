@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from stages.shared.settings import Settings
 
 
-class TeacherCacheSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TeacherCacheSettings(Settings):
     targets: Literal["reference", "pseudo"] = Field(
         "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
     )
@@ -33,10 +33,8 @@ class TeacherCacheSettings(BaseModel):
         return self.targets == "pseudo" or self.transcribe
 
 
-class ClusterSettings(BaseModel):
+class ClusterSettings(Settings):
     """Not among a cache's facts: the same shards come from any number of workers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: Literal["local", "ray"] = Field("local", description="this process, or workers of a Ray cluster")
     workers: int | None = Field(None, ge=1, description="null: one for each GPU, or as many as the CPUs allow")

@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from stages.shared.settings import Settings
 
 Method = Literal["clsr", "clsr-kd", "lora", "full"]
 METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "lora", "full")
 LEARNING_RATES = {"clsr": 1e-4, "clsr-kd": 1e-4, "lora": 1e-4, "full": 1e-5}
 
 
-class TrainSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TrainSettings(Settings):
     epochs: float = Field(10, gt=0, description="passes over the training utterances; fractions are fine")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, by whole groups")

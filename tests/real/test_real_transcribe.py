@@ -9,8 +9,9 @@ from cache.files import read_jsonl
 from cache.shards import ShardReader
 from stages.evaluate.run import evaluate
 from stages.evaluate.settings import EvaluateSettings
+from stages.prepare.corpora.fish_fillets import FishFilletsSettings
 from stages.prepare.run import prepare
-from stages.prepare.settings import FishFilletsSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.models import load_whisper, use_all_cores

@@ -19,8 +19,9 @@ from cache.files import read_json, read_jsonl, write_json
 from cache.shards import ShardReader
 from stages.evaluate.run import EVALUATE_VERSION, evaluate
 from stages.evaluate.settings import EvaluateSettings
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.run import PREPARE_VERSION, prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared.audio import decode_flac
 from stages.shared.student.loading import Loaded
 from stages.shared.whisper.models import load_whisper

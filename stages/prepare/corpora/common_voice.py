@@ -3,14 +3,18 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.corpora.tables import TAB, read_table
 from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
-from stages.prepare.settings import CommonVoiceSettings
+from stages.shared.settings import PathOrUrl
 
 FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 VALIDATED = "validated.tsv"  # every utterance that the others are chosen from
@@ -19,6 +23,17 @@ SUBSETS = {None: None, "3k": 3_000, "10k": 10_000, "28k": 28_000}
 COLUMNS = ["client_id", "path", "sentence", "up_votes", "down_votes"]
 SPONTANEOUS_COLUMNS = ["client_id", "audio_file", "transcription", "split"]
 EXPECTED = f"{', '.join(FILES.values())} or {VALIDATED}, and clips/, or {SPONTANEOUS} and audios/"
+
+
+class CommonVoiceSettings(SplitShares):
+    """A Common Voice release as downloaded and extracted, of read sentences or of spontaneous speech."""
+
+    corpus: Literal["common-voice"]
+    # The folder with train.tsv, dev.tsv, test.tsv (or validated.tsv alone) and clips/, or with ss-corpus-LANG.tsv and
+    # audios/; or the one above it.
+    path: PathOrUrl
+    subset: Literal["3k", "10k", "28k"] | None = None  # train utterances, the most up-voted (arXiv 2311.01070)
+    max_validation: int = Field(default=500, ge=1)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,42 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import rows
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares, as_file_name, expand_home
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.items import SPLITS, Corpus
-from stages.prepare.settings import DatasetSettings
 
+COLUMNS = ("audio", "text", "speaker")
 USUAL_NAMES = {"train": ["train"], "validation": ["validation", "dev", "valid", "val"], "test": ["test"]}
+
+
+class DatasetSettings(SplitShares):
+    """Any dataset that the `datasets` library loads: a repository of the hub, or a folder."""
+
+    corpus: Literal["dataset"]
+    path: Annotated[str, BeforeValidator(expand_home)]
+    config: str | None = None
+    revision: str | None = None
+    audio_column: str = "audio"
+    text_column: str = "text"
+    speaker_column: str | None = None
+    splits: dict[Literal["train", "validation", "test"], str] | None = None  # ours: theirs; None: the usual names
+
+    @property
+    def name(self) -> str:
+        return as_file_name(Path(self.path).name)
+
+    @classmethod
+    def columns_as(cls, names: dict[str, str]) -> dict[str, Any]:
+        if unknown := sorted(names.keys() - set(COLUMNS)):
+            raise ValueError(f"{unknown[0]}: a dataset has {', '.join(COLUMNS)}")
+        return {f"{ours}_column": theirs for ours, theirs in names.items()}
 
 
 def read(settings: DatasetSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:

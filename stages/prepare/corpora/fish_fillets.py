@@ -7,14 +7,17 @@ remarks that every level shares. Each level is one scene and is kept whole in on
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import debian
+from stages.prepare.corpora.settings import CorpusBase, expand_home
 from stages.prepare.corpora.tables import read_text
-from stages.prepare.items import Corpus, Item, split_by_group, unique_ids
-from stages.prepare.settings import FishFilletsSettings
+from stages.prepare.items import SPLITS, Corpus, Item, split_by_group, unique_ids
 
 LANGUAGES = ("cs", "nl")  # those with recordings
 GAME = Path("usr/share/games/fillets-ng")  # within Debian's packages
@@ -31,7 +34,23 @@ CALL = re.compile(
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-def read(settings: FishFilletsSettings, language: str) -> Corpus:
+def _on_this_machine(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("a URL, expected a folder of this machine: copy it here first")
+    return expand_home(value)
+
+
+class FishFilletsSettings(CorpusBase):
+    """Czech or Dutch lines of the game Fish Fillets NG (GPL-2), from Debian's packages."""
+
+    corpus: Literal["fish-fillets"]
+    path: Annotated[Path | None, BeforeValidator(_on_this_machine)] = (
+        None  # the game's data, extracted; None: fetched with apt-get
+    )
+
+
+def read(settings: FishFilletsSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
+    """`wanted` is not looked at: the whole game is read."""
     if language not in LANGUAGES:
         raise PipelineError(
             f"Fish Fillets has no {language} recordings, only {' and '.join(LANGUAGES)}: choose another corpus"

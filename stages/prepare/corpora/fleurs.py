@@ -2,15 +2,17 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora import rows
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.corpora.tables import TAB, read_table
 from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
-from stages.prepare.settings import FleursSettings
+from stages.shared.settings import PathOrUrl
 
 REPOSITORY = "google/fleurs"
 REVISION = "refs/convert/parquet"  # its main branch needs a loading script, which `datasets` no longer runs
@@ -31,6 +33,14 @@ CONFIGS = {name.partition("_")[0]: name for name in _COUNTRIES.split()} | {
     "zh": "cmn_hans_cn", "cmn": "cmn_hans_cn", "yue": "yue_hant_hk",
     "no": "nb_no", "jw": "jv_id", "tl": "fil_ph",
 }  # fmt: skip
+
+
+class FleursSettings(SplitShares):
+    """FLEURS, as released (path) or from the hub (no path)."""
+
+    corpus: Literal["fleurs"]
+    path: PathOrUrl | None = None  # the folder with train.tsv, dev.tsv, test.tsv and the audio, or the one above it
+    text: Literal["raw_transcription", "transcription"] = "raw_transcription"
 
 
 def read(settings: FleursSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:

@@ -1,15 +1,17 @@
 """One's own recordings: a CSV, TSV or JSON lines file with `path` and `text`, and perhaps `speaker`, `split`, `id`."""
 
 import json
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares, as_file_name
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.corpora.tables import TAB, read_table, read_text, require_columns
-from stages.prepare.items import Corpus, Item, unique_ids
-from stages.prepare.settings import ManifestSettings
+from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
+from stages.shared.settings import PathOrUrl
 
 REQUIRED, OPTIONAL = ["path", "text"], ["speaker", "split", "id"]
 ADVICE = ": name them by --columns path=…,text=… (in the parameters `columns`)"
@@ -19,8 +21,24 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
-def read(settings: ManifestSettings, language: str) -> Corpus:
-    """`language` is not looked at: a manifest is of one language."""
+class ManifestSettings(SplitShares):
+    """A CSV, TSV or JSON lines file with `path` and `text`, and where known `speaker`, `split` and `id`."""
+
+    corpus: Literal["manifest"]
+    path: PathOrUrl
+    columns: dict[Literal["path", "text", "speaker", "split", "id"], str] = {}  # ours: the file's, where it differs
+
+    @property
+    def name(self) -> str:
+        return as_file_name(self.path.stem)
+
+    @classmethod
+    def columns_as(cls, names: dict[str, str]) -> dict[str, Any]:
+        return {"columns": names}
+
+
+def read(settings: ManifestSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
+    """`language` and `wanted` are not looked at: a manifest is of one language, and is read as a whole."""
     rows = _rows(settings)
     if not rows:
         raise PipelineError(f"{settings.path}: no recordings listed, expected one a line")

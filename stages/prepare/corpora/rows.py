@@ -5,14 +5,14 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import PipelineError
 from stages.prepare.corpora.places import Places
 from stages.prepare.items import Item, unique_ids
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH = 1_000  # rows looked at together
 
@@ -70,7 +70,7 @@ def items(dataset: Any, columns: Columns, source: str, places: Places) -> list[I
 
 
 def _batch_items(
-    stored: Any, batch: pa.Table, columns: Columns, source: str, first: int, places: Places, version: str
+    stored: Any, batch: "pa.Table", columns: Columns, source: str, first: int, places: Places, version: str
 ) -> list[Item]:
     texts = batch.column(columns.text).to_pylist()
     speakers = batch.column(columns.speaker).to_pylist() if columns.speaker else [None] * len(texts)
@@ -99,8 +99,11 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _sizes_and_paths(column: pa.ChunkedArray, where: str) -> tuple[list[int | None], list[str | None]]:
+def _sizes_and_paths(column: "pa.ChunkedArray", where: str) -> tuple[list[int | None], list[str | None]]:
     """By row, the length of the bytes and the path; only the offsets of the bytes are read."""
+    import pyarrow as pa  # here, since every command imports this module for its corpus' settings
+    import pyarrow.compute as pc
+
     kind: Any = column.type
     nothing: list[Any] = [None] * len(column)
     if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
