@@ -1,18 +1,17 @@
 """The same records in another format, with all that the manifest says of them."""
 
-from collections.abc import Callable
 from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 
 _OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
 _OF_HEADER = {"format_version", "kind", "format", "fields", "settings", "shards", "rows", "sha256"}
-Progress = Callable[[int, int, str], None]
 
 
 def convert(
@@ -20,7 +19,7 @@ def convert(
     out: AnyPath,
     format: str,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress[str] = silent,
 ) -> dict[str, Any]:
     """Writes the records of `source` to `out` in `format`, and returns the manifest; goes on where it was interrupted.
 
@@ -33,7 +32,7 @@ def convert(
         return _convert(source, ShardWriter(out, source.kind, source.settings, format, rerun), rerun, progress)
 
 
-def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress) -> dict[str, Any]:
+def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress[str]) -> dict[str, Any]:
     out = writer.folder
     _discard_others(source, writer, rerun)
     done, total = sum(source.rows[index] for index in writer.shards), sum(source.rows)

@@ -1,23 +1,20 @@
 """Two folders of shards, record by record: what differs in their settings and fields, and for teachers by how much."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cache.distributions import bounded, stored_log_probs
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from cache.records import FIELDS
 from cache.shards import MANIFEST, ShardReader
 
 LIKELY = 0.01  # the least probability at which a difference of logarithms is worth a word
 SHARDS_HELD = 2
-Progress = Callable[[int, int, str], None]
 
 
-def compare(
-    one: ShardReader, other: ShardReader, progress: Progress = lambda done, total, note: None
-) -> dict[str, Any]:
+def compare(one: ShardReader, other: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
     """All that differs, as JSON values, and in `equal` whether nothing does; the shards' format does not count.
 
     Records are matched by id, wherever they stand; memory holds the ids, and of each folder a shard or two.

@@ -1,20 +1,19 @@
 """What a folder of shards holds, in numbers. Read shard by shard: memory does not grow with the folder."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cache.distributions import bounded, entropies
+from cache.progress import Progress, silent
 from cache.records import MAX_SECONDS
 from cache.shards import MANIFEST, ShardReader
 
 MASS_STEP, LENGTH_STEP = 1e-4, 0.1  # of the histograms from which quantiles are read; seconds
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
-Progress = Callable[[int, int, str], None]
 
 
-def facts(reader: ShardReader, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def facts(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
     """Of a finished folder, as JSON values; None where a number is not known."""
     manifest = reader.manifest
     size = sum(entry["bytes"] for entry in reader.shards)

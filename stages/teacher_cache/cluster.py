@@ -16,11 +16,12 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.files import remove_temporaries
 from cache.locks import sole_writer
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.teacher_cache.pool import Plan, Pool, Say, short
-from stages.teacher_cache.run import Done, Progress, completed, finish, opened
+from stages.teacher_cache.run import Done, completed, finish, opened
 from stages.teacher_cache.settings import ClusterSettings
 from stages.teacher_cache.worker import Task
 
@@ -33,7 +34,7 @@ def cache_teacher_on_ray(
     cluster: ClusterSettings,
     device: str,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """What `cache_teacher` does, with the same result.

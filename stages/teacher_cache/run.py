@@ -1,6 +1,6 @@
 """Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
 from cache.npy import npy_bytes
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
@@ -21,7 +22,6 @@ from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
 # Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 1
 PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
-Progress = Callable[[int, int, float], None]
 
 
 def cache_teacher(
@@ -32,7 +32,7 @@ def cache_teacher(
     settings: TeacherCacheSettings,
     device: torch.device,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
     student: Vocabulary | None = None,
 ) -> dict[str, Any]:
     """Writes the teacher shards of one split to `out` and returns their manifest; goes on where it was interrupted.
@@ -63,7 +63,7 @@ def opened(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> Sh
 class Done:
     """How far the work is, for the progress callback."""
 
-    def __init__(self, progress: Progress, source: ShardReader, writer: ShardWriter):
+    def __init__(self, progress: Progress[float], source: ShardReader, writer: ShardWriter):
         self.progress, self.total = progress, sum(source.rows)
         self.utterances, self.seconds = 0, 0.0
         self.add(
