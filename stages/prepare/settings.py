@@ -1,4 +1,4 @@
-"""What `params.yaml` can say about a language's corpus and about its preparation."""
+"""The parameters of a language's corpus and of its preparation."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
@@ -19,7 +19,7 @@ class PrepareSettings(Settings):
     min_seconds: float = Field(default=0.2, ge=0)
     # None switches a limit off.
     max_missing_seconds: float | None = Field(
-        default=0.1, ge=0, description="leave out a file that ends this much before its own header says"
+        default=0.1, ge=0, description="leave out a file that is shorter by more than this than its own header says"
     )
     max_clipped: float | None = Field(
         default=0.1, ge=0, le=1, description="leave out a recording with more than this share of samples at full scale"
@@ -29,7 +29,7 @@ class PrepareSettings(Settings):
     max_characters_per_second: float | None = Field(
         default=50,
         gt=0,
-        description="leave out what has more letters, marks and digits in a second than anyone can say",
+        description="leave out a recording whose text has more letters, marks and digits per second than anyone can say",
     )
     untranscribed: bool = Field(
         default=False, description="keep training recordings without a text, for teacher_cache.targets 'pseudo'"

@@ -1,4 +1,4 @@
-"""What a teacher cache depends on, and where it is made, on which it does not depend."""
+"""TeacherCacheSettings change the content of the cache. ClusterSettings only say where it is computed."""
 
 from typing import Literal
 

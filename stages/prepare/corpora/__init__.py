@@ -1,4 +1,4 @@
-"""The corpora that can be read. A module for each holds its settings class and `read(settings, language, wanted) -> Corpus`."""
+"""The corpora that can be read. The module of each holds its settings class and `read(settings, language, wanted)`."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -26,6 +26,7 @@ def _module(name: str) -> ModuleType:
 
 
 def settings_class(name: str) -> "type[CorpusBase]":
+    """Returns the class of a corpus' settings. name: a key of CORPORA."""
     return getattr(_module(name), CORPORA[name])
 
 

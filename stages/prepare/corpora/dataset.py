@@ -41,7 +41,10 @@ class DatasetSettings(SplitShares):
 
 
 def read(settings: DatasetSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
-    """`language` is not looked at: `config` says which part of the dataset to take."""
+    """Reads the dataset. Its `config` chooses the language: `language` is not used.
+
+    Raises PipelineError where the dataset cannot be loaded, or lacks a split or a column.
+    """
     options = {"name": settings.config, "revision": settings.revision}
     loaded = rows.load(settings.path, **options)
     columns = rows.Columns(settings.audio_column, settings.text_column, settings.speaker_column)
@@ -55,7 +58,7 @@ def read(settings: DatasetSettings, language: str, wanted: Collection[str] = SPL
 
 
 def _splits(settings: DatasetSettings, found: list[str]) -> dict[str, str]:
-    """Our split name to theirs."""
+    """Returns the dataset's name of each of our splits."""
     if settings.splits is None:
         usual = {ours: [name for name in names if name in found] for ours, names in USUAL_NAMES.items()}
         chosen = {ours: names[0] for ours, names in usual.items() if names}
