@@ -29,7 +29,7 @@ from stages.prepare.corpora import CORPORA
     type=click.Path(path_type=Path),
     default="params.yaml",
     envvar="PIPELINE_PARAMS",
-    help="The parameters' file.",
+    help="The file of the parameters.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Overrides a parameter, e.g. --set train.epochs=3."
@@ -37,7 +37,7 @@ from stages.prepare.corpora import CORPORA
 @click.version_option(package_name="whisper-offline-distillation")
 @click.pass_context
 def cli(ctx: click.Context, path: Path, settings: tuple[str, ...]) -> None:
-    """Makes a small Whisper good at a language, from a large teacher that is run once."""
+    """Make a small Whisper good at a language, with a large teacher that is run once."""
     named = ctx.get_parameter_source("path") != click.core.ParameterSource.DEFAULT
     if named and not path.exists():
         raise click.BadParameter(f"{path}: no such file", param_hint="--params")
@@ -71,7 +71,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     help="With --corpus manifest or dataset: what its table calls our columns path, text, speaker, split and id "
     "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
 )
-@click.option("--format", "format_", type=click.Choice(["parquet", "webdataset"]), help="Of the shards.")
+@click.option("--format", "prepare__format", type=click.Choice(["parquet", "webdataset"]), help="Format of the shards.")
 @rerun_options
 @click.pass_context
 def prepare_command(
@@ -80,20 +80,19 @@ def prepare_command(
     corpus: str | None,
     corpus_path: str | None,
     columns: str | None,
-    format_: str | None,
     rerun: Rerun,
+    **flags: Any,
 ) -> None:
-    """Turns a corpus into utterance shards, per language and split."""
+    """Turn a corpus into utterance shards, for each language and split."""
     from pipeline.commands.prepare import CorpusChoice, prepare
 
-    params = params_of(ctx, prepare__format=format_)
-    prepare(params, languages, CorpusChoice(corpus, corpus_path, columns), rerun)
+    prepare(params_of(ctx, **flags), languages, CorpusChoice(corpus, corpus_path, columns), rerun)
 
 
 @cli.command("report", epilog=examples("pipeline report"))
 @click.pass_context
 def report_command(ctx: click.Context) -> None:
-    """Writes one page from all metrics, and prints its table."""
+    """Write one page from all metrics, and print its table."""
     from pipeline.commands.report import report
 
     report(params_of(ctx))
@@ -109,7 +108,7 @@ cli.add_command(experts_group)
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. What goes wrong is one line."""
+    """Runs the command. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     if status := run(lambda: cli.main(standalone_mode=False)):
         sys.exit(status)
 

@@ -4,10 +4,11 @@ from cache.files import write_json
 from cache.locks import sole_writer
 from cache.resume import Rerun, discard_if_changed
 from cache.storage import AnyPath
-from pipeline.commands.common import adapted_teacher, chosen, load, say
-from pipeline.commands.train import joined, language_source, run_training
+from pipeline.commands.common import chosen, load, say
+from pipeline.commands.train import joined, language_data, run_training
 from pipeline.errors import each
 from pipeline.params import Params
+from stages.shared.methods import FULL
 from stages.train_student.processes import leave_processes
 from stages.train_student.run import PROGRESS, RESULT
 
@@ -18,22 +19,22 @@ def adapt_teacher(params: Params, languages: list[str], rerun: Rerun) -> None:
     processes = joined(params)
 
     def adapt_one(language: str) -> None:
-        out = adapted_teacher(params, language)
-        if params.teacher.adapt is not None:
+        out, recipe = params.paths.adapted_teacher(language), params.teacher.adapt
+        if recipe is not None:
             if processes.main:
                 (out / TEACHER_POINTER).unlink(missing_ok=True)
-            sources = [language_source(params, language, "full", out)]
-            run_training(params, "full", params.teacher.model, sources, out, params.teacher.adapt, rerun, processes)
+            data = [language_data(params, language, FULL.name, out)]
+            run_training(params, FULL.name, params.teacher.model, data, out, recipe, rerun, processes)
         elif processes.main:
-            _point(params, out, rerun)
+            _write_pointer(params, out, rerun)
             say(f"{language}: {params.teacher.model} teaches as it is")
 
     each(chosen(params, languages), str, adapt_one, alone=processes.count == 1)
     leave_processes()
 
 
-def _point(params: Params, out: AnyPath, rerun: Rerun) -> None:
-    """In the adapted teacher's place; an adapted one that is there gives way as other work does."""
+def _write_pointer(params: Params, out: AnyPath, rerun: Rerun) -> None:
+    """Names the unchanged teacher in the adapted one's place. An adapted one that lies there is treated as other work."""
     whisper = load(params.teacher.model, params.audio_window_s)
     with sole_writer(out):
         if any((out / name).exists() for name in (RESULT, PROGRESS)):

@@ -9,9 +9,10 @@ from pipeline.commands.common import chosen, chosen_device, load_any, say, teach
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
+from stages.evaluate.run import Subject
 from stages.evaluate.run import evaluate as evaluate_split
+from stages.shared.methods import METHODS
 from stages.shared.whisper.targets import use_token
-from stages.train_student.settings import METHODS
 
 
 def evaluate(
@@ -38,7 +39,7 @@ def _evaluate(
     out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(
-            model, utterances, language, system, out, params.evaluate, device, source, progress.audio
+            model, utterances, Subject(language, system, source), out, params.evaluate, device, progress.audio
         )
     say(
         f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"

@@ -23,7 +23,7 @@ from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
 
 @dataclass(frozen=True)
 class CorpusChoice:
-    """What the command line says of the corpus, in place of the parameters."""
+    """The corpus that the command line names instead of the parameters."""
 
     corpus: str | None
     path: str | None

@@ -22,8 +22,7 @@ def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
 
 
 def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
-    utterances = params.paths.utterances / language / "train"
-    out = params.paths.teacher / language / "train"
+    utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
     teacher, token = teacher_source(params, language), needed_token(params, language)
     task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token)
     cache = on_ray if params.cluster.engine == "ray" else here
@@ -43,7 +42,7 @@ def here(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) ->
 
 
 def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
-    """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
+    """Looks for the teacher here first: a missing one shows at once, and only one machine fetches it."""
     say(find_model(task.teacher)[1])
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 

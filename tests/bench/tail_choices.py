@@ -22,8 +22,8 @@ from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import vocabulary_of
-from stages.train_student.chunked_loss import Objective, logits_to_gradient_
-from stages.train_student.losses import TeacherTargets
+from stages.train_student.chunked_loss import logits_to_gradient_
+from stages.train_student.losses import Objective, TeacherTargets
 
 LANGUAGE = "cs"
 LOSSES = [("js", "bucket"), ("js", "renormalise"), ("kl", "bucket"), ("kl", "spread"), ("kl", "renormalise")]
