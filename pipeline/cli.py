@@ -14,8 +14,9 @@ from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
-from pipeline.options import examples, lang_option, params_of, rerun_options
+from pipeline.options import examples, json_option, lang_option, params_of, rerun_options
 from stages.prepare.corpora import CORPORA
+from stages.shared.methods import METHODS
 
 
 @click.group(
@@ -87,6 +88,26 @@ def prepare_command(
     from pipeline.commands.prepare import CorpusChoice, prepare
 
     prepare(params_of(ctx, **flags), languages, CorpusChoice(corpus, corpus_path, columns), rerun)
+
+
+@cli.command(
+    "params",
+    epilog=examples(
+        "pipeline params\npipeline params --method lora --lang cs\n"
+        "pipeline --params presets/paper.yaml --set train.epochs=3 params --json"
+    ),
+)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), help="Show `train` as this method has it, by `methods` and defaults."
+)
+@lang_option
+@json_option
+@click.pass_obj
+def params_command(given: tuple[Path, dict[str, Any]], method: str | None, languages: list[str], as_json: bool) -> None:
+    """Print the resolved parameters, each with its origin: default, the file, --set, or methods.GROUP.METHOD."""
+    from pipeline.commands.params import show_params
+
+    show_params(*given, method, languages, as_json)
 
 
 @cli.command("report", epilog=examples("pipeline report"))
