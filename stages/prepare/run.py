@@ -167,7 +167,7 @@ class _Work:
         self.max_seconds, self.writers, self.progress = max_seconds, writers, progress
         self.done, self.total = 0, sum(map(len, corpus.splits.values()))
         self.seconds = 0.0
-        self.heard: dict[str, str] = {}  # audio_sha256: the utterance that has it, as "split/id"
+        self.audio_seen: dict[str, str] = {}  # audio_sha256: the utterance that has it, as "split/id"
 
     def split(self, split: str, label: str, pool: ThreadPoolExecutor) -> SplitSummary:
         items, writer = self.corpus.splits[split], self.writers[label]
@@ -179,7 +179,7 @@ class _Work:
         reader = ShardReader(self.writers[label].folder, KIND)
         if not all(writer.complete for writer in self.writers.values()):
             for index in range(len(reader.shards)):
-                self._hear(label, reader.read(index))
+                self._remember_audio(label, reader.read(index))
         self._advance(len(items), reader.manifest["seconds"])
         return reader.manifest
 
@@ -189,7 +189,7 @@ class _Work:
             shard = items[start : start + rows]
             if index in writer.shards:
                 entry = writer.shards[index]
-                self._hear(label, writer.read(index))
+                self._remember_audio(label, writer.read(index))
                 self._advance(len(shard), entry["seconds"])
             else:
                 records, lists = self._make_shard(split, label, shard, pool)
@@ -209,7 +209,7 @@ class _Work:
         left_out: list[Listed] = []
         noticed: list[Listed] = []
         for result in pool.map(make, items):
-            if isinstance(result, Made) and (first := self.heard.get(result.record["audio_sha256"])):
+            if isinstance(result, Made) and (first := self.audio_seen.get(result.record["audio_sha256"])):
                 result = as_duplicate(result.record, first)
             if isinstance(result, Listed):
                 left_out.append(result)
@@ -217,12 +217,12 @@ class _Work:
             else:
                 records.append(result.record)
                 noticed += result.noticed
-                self._hear(label, [result.record])
+                self._remember_audio(label, [result.record])
                 self._advance(1, result.record["seconds"])
         return records, {"left_out": list(map(asdict, left_out)), "noticed": list(map(asdict, noticed))}
 
-    def _hear(self, label: str, records: list[dict]) -> None:
-        self.heard.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
+    def _remember_audio(self, label: str, records: list[dict]) -> None:
+        self.audio_seen.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
 
     def _advance(self, items: int, seconds: float) -> None:
         self.done += items
