@@ -1,1 +1,36 @@
-"""The command line and its parameters."""
+"""Makes a small Whisper good at a language, from a large teacher that is run once: the command line, and what Python code uses.
+
+    from pipeline import DistilWhisperForConditionalGeneration, load_model, transcribe
+
+These names are loaded at their first use, so that the command line starts without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.shared.student.auto import DistilWhisperForConditionalGeneration
+    from stages.shared.student.loading import LoadedModel, load_model
+    from stages.transcribe.run import Transcript, transcribe
+
+# Name -> the module that has it. `auto` also tells transformers' Auto classes and pipelines about the model.
+_LOADED_FROM = {
+    "DistilWhisperForConditionalGeneration": "stages.shared.student.auto",
+    "LoadedModel": "stages.shared.student.loading",
+    "Transcript": "stages.transcribe.run",
+    "load_model": "stages.shared.student.loading",
+    "transcribe": "stages.transcribe.run",
+}
+
+__all__ = ["DistilWhisperForConditionalGeneration", "LoadedModel", "Transcript", "load_model", "transcribe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_FROM:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    importlib.import_module("stages.shared.student.auto")
+    return getattr(importlib.import_module(_LOADED_FROM[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,23 +5,13 @@ import sys
 import torch
 import transformers
 
-from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from pipeline.params import Params
-from stages.shared.student.experts import is_experts_folder, read_config
-from stages.shared.student.loading import Loaded, load_model
-from stages.shared.student.lora import is_lora_folder, read_lora_config
-from stages.shared.student.metadata import find_base
+from stages.shared.student.loading import LoadedModel, ModelSource, load_model
+from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
 from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
-from stages.shared.whisper.models import (
-    Whisper,
-    choose_device,
-    find_model,
-    keep_freed_memory,
-    load_whisper,
-    use_all_cores,
-)
+from stages.shared.whisper.models import Whisper, find_model, load_whisper
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -56,22 +46,17 @@ def chosen_device(params: Params) -> torch.device:
 
 
 def load(source: str, audio_window_s: int | None) -> Whisper:
-    say(find_model(source)[1])
-    return load_whisper(source, audio_window_s)
+    """Loads a plain Whisper, after a line that says where it comes from."""
+    found = find_model(source)
+    say(found.line)
+    return load_whisper(found, audio_window_s)
 
 
-def load_any(source: str, audio_window_s: int | None = None, base: str | None = None) -> Loaded:
-    """A Whisper, or experts or an adapter with their base, which may lie at `base`."""
-    folder, model = storage.path(source), source
-    if is_experts_folder(folder):
-        config = read_config(folder)
-        say(f"{source}: experts for {config['language']}")
-        model = find_base(config, folder, base)
-    elif is_lora_folder(folder):
-        say(f"{source}: a LoRA adapter")
-        model = find_base(read_lora_config(folder), folder, base)
-    say(find_model(model)[1])
-    return load_model(source, audio_window_s, base)
+def load_any(found: ModelSource, audio_window_s: int | None = None) -> LoadedModel:
+    """Loads a Whisper, or experts or an adapter with their base, after lines that say what they are."""
+    for line in found.lines:
+        say(line)
+    return load_model(found, audio_window_s)
 
 
 def adapted_teacher(params: Params, language: str) -> AnyPath:

@@ -12,6 +12,7 @@ from pipeline.progress import ProgressReport
 from stages.evaluate.run import Subject
 from stages.evaluate.run import evaluate as evaluate_split
 from stages.shared.methods import METHODS
+from stages.shared.student.loading import locate
 from stages.shared.whisper.targets import use_token
 
 
@@ -34,7 +35,7 @@ def _evaluate(
 ) -> None:
     utterances = params.paths.utterances / language / (f"test@{further}" if further else "test")
     source = _source(params, language, system)
-    model = load_any(source, params.audio_window_s, base)
+    model = load_any(locate(source, base), params.audio_window_s)
     use_token(model.whisper.model, language, token(params, language))
     out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:

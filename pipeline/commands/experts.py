@@ -14,7 +14,7 @@ from pipeline.errors import each
 from pipeline.options import print_facts
 from pipeline.progress import ProgressReport
 from stages.shared.student import experts
-from stages.shared.student.metadata import base_facts, load_base
+from stages.shared.student.metadata import base_metadata, find_base, load_base
 from stages.shared.student.packing import Precision, Tensors, check_choice, kept
 from stages.shared.student.published import check_published_base, find_published, read_published
 from stages.shared.whisper.models import parameter_count
@@ -33,7 +33,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
     if check_base and not checked:
         raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
-    named = base_facts(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
+    named = base_metadata(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
     config = {**named, "base_checked": checked, "source": source}
     with sole_writer(out):
         _refuse_taken(out)
@@ -48,11 +48,11 @@ def compress(
 ) -> None:
     """base_source: where the base lies, instead of where the expert names it."""
     _refuse_taken(out)
-    config = experts.read_config(folder)
-    base = load_base(config, folder / experts.CONFIG, base=base_source)
+    config = experts.read_expert_metadata(folder)
+    base = load_base(find_base(config, folder, base_source), config, folder / experts.METADATA)
     shared = experts.shared_of(base.model)
     check_choice(shared, precision, rank)
-    state = experts.read_expert(folder, shared)
+    state = experts.read_expert(folder, config, shared).state
     before = {"precision": config["precision"], "rank": config["rank"]}
     changed = {
         "base_parameters": parameter_count(dict(base.model.named_parameters())),
@@ -63,7 +63,8 @@ def compress(
     with sole_writer(out), ProgressReport(f"experts compress {folder}", "tensors") as progress:
         _refuse_taken(out)
         experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank, progress)
-    say(f"{out}: {_summary(facts(out))}; {_kept(state, experts.read_expert(out, shared), shared)}")
+    stored = experts.read_expert(out, experts.read_expert_metadata(out), shared).state
+    say(f"{out}: {_summary(facts(out))}; {_kept(state, stored, shared)}")
 
 
 def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
@@ -90,7 +91,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
 
 def facts(folder: AnyPath) -> dict[str, Any]:
     """What the folder's configuration says, with its weights' bytes and their share of the base's in float16."""
-    config = experts.read_config(folder)
+    config = experts.read_expert_metadata(folder)
     name = folder / experts.WEIGHTS
     size = storage.sizes(folder).get(experts.WEIGHTS)
     if size is None:

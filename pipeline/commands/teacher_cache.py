@@ -43,7 +43,7 @@ def here(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) ->
 
 def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     """Looks for the teacher here first: a missing one shows at once, and only one machine fetches it."""
-    say(find_model(task.teacher)[1])
+    say(find_model(task.teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 

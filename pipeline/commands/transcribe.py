@@ -3,23 +3,22 @@
 import click
 
 from cache import storage
-from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, load_any, say, token
 from pipeline.errors import each
 from pipeline.params import Params
-from stages.shared.student.experts import is_experts_folder, read_config
-from stages.shared.student.lora import is_lora_folder, read_lora_config
+from stages.shared.student.loading import locate
 from stages.shared.whisper.targets import use_token
 from stages.transcribe.run import transcribe as transcribe_file
 
 
 def transcribe(params: Params, paths: list[str], language: str | None, source: str, base: str | None) -> None:
-    folder = storage.path(source)
-    language = language or _language(folder)
-    if language is None:
-        raise click.UsageError(f"--lang is needed: {source} is not a folder of experts, which know their language")
+    found = locate(source, base)
+    if language is None and len(found.languages) != 1:
+        knows = f"was trained for {', '.join(found.languages)}" if found.languages else "does not say its language"
+        raise click.UsageError(f"--lang is needed: {source} {knows}")
+    language = language or found.languages[0]
     device = chosen_device(params)
-    model, how = load_any(source, base=base), params.evaluate
+    model, how = load_any(found), params.evaluate
     use_token(model.whisper.model, language, token(params, language))
 
     def transcribe_one(path: str) -> None:
@@ -30,11 +29,3 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
                 print(said.text, flush=True)
 
     each(paths, str, transcribe_one)
-
-
-def _language(folder: AnyPath) -> str | None:
-    """The one that the folder's experts or adapter were trained for."""
-    if is_experts_folder(folder):
-        return read_config(folder)["language"]
-    languages = read_lora_config(folder)["languages"] if is_lora_folder(folder) else []
-    return languages[0] if len(languages) == 1 else None

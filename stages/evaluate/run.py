@@ -18,9 +18,9 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.shared.prefetch import prefetch
-from stages.shared.student.loading import Loaded
+from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript
-from stages.shared.whisper.models import compute_dtype, round_weights
+from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.targets import token_of
 
 # Raise it whenever the same model and utterances give other metrics or rows.
@@ -46,7 +46,7 @@ class Utterance:
 
 
 def evaluate(
-    model: Loaded,
+    model: LoadedModel,
     utterances: AnyPath,
     subject: Subject,
     out: AnyPath,

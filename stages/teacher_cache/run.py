@@ -13,7 +13,8 @@ from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
-from stages.shared.whisper.models import Whisper, compute_dtype
+from stages.shared.whisper.device import compute_dtype
+from stages.shared.whisper.models import Whisper
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ScoredShard, ShardScorer

@@ -13,8 +13,8 @@ from stages.shared import scoring
 from stages.shared.audio import decode_flac, is_silent
 from stages.shared.prefetch import map_batches, prefetch
 from stages.shared.whisper.decode import Transcriber, Transcript
+from stages.shared.whisper.device import fast_products, round_weights
 from stages.shared.whisper.features import LogMel
-from stages.shared.whisper.models import fast_products, round_weights
 from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.vocabulary import TokenMap

@@ -35,7 +35,7 @@ def vocabulary_of(whisper: Whisper) -> Vocabulary:
 
 def load_vocabulary(source: str) -> Vocabulary:
     """Of the student `source` (hub id or folder), without its weights."""
-    folder, _ = find_model(source)
+    folder = find_model(source).folder
     try:
         return Vocabulary(
             WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, source

@@ -10,7 +10,8 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.shared.whisper.models import choose_device, compute_dtype, keep_freed_memory, load_whisper
+from stages.shared.whisper.device import choose_device, compute_dtype, keep_freed_memory
+from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.job import Job
 from stages.teacher_cache.run import write_scored

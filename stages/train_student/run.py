@@ -16,9 +16,10 @@ from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student.metadata import base_facts
+from stages.shared.student.metadata import base_metadata
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.whisper.device import compute_dtype, round_weights
+from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of, use_token
 from stages.train_student import checkpoint
 from stages.train_student.data import TrainingData
@@ -158,7 +159,7 @@ class _Run:
 
     def _train(self, data: TrainingData | Mixture, clips: list[list[Clip]]) -> tuple[Trainee, checkpoint.Position]:
         base = self.base
-        named = base_facts(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
+        named = base_metadata(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
         torch.manual_seed(self.settings.seed)  # the gates' first weights
         trainee = Trainee(base, self.method, [one.language for one in self.languages], self.settings)
         trainee.model.to(self.execution.device)

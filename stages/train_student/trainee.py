@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student.experts import save_experts
+from stages.shared.student.experts import write_expert
 from stages.shared.student.lora import add_lora, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing
@@ -85,7 +85,9 @@ class Trainee:
             save_lora(self.adapter, out, {"languages": self.languages, "language_tokens": others, **config})
         elif self.student:
             for language, folder in folders.items():
-                save_experts(self.student, language, folder, config)
+                state, shared = self.student.expert_state(language), self.student.shared_state()
+                metadata = {**config, "token": token_of(self.student, language)}
+                write_expert(folder, language, state, shared, metadata)
         else:
             self._save_whisper(out)
 

@@ -6,44 +6,59 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.audio import cut_at_pauses, read_windows
 from stages.shared.prefetch import prefetch
-from stages.shared.student.loading import Loaded
+from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript
-from stages.shared.whisper.models import compute_dtype, round_weights
+from stages.shared.whisper.device import choose_device, compute_dtype, round_weights
+from stages.shared.whisper.languages import language_code
 
 BATCH = 8
 SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
 
 
 def transcribe(
-    model: Loaded,
-    path: AnyPath,
-    language: str,
-    device: torch.device,
+    model: LoadedModel,
+    path: str | AnyPath,
+    language: str | None = None,
+    device: str | torch.device = "auto",
     dtype: str = "auto",
     cut_loops: bool = True,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Transcript]:
-    """Yields what is said in each window, in order, as they are decoded; nothing is said in a silent one.
+    """Yields a transcript of each window of a recording, in order, as the windows are decoded. A silent window has no words.
 
-    warn: called with a line for each thing that was put right in the recording, and for what is missing at its end.
-    Raises PipelineError where there is no audio to read.
+    path: a file or a URL. language: a code or a name; None takes the one that the model was trained for. device: auto, cpu,
+    cuda, ... dtype: auto, fp32, bf16 or fp16. cut_loops: end a text that repeats itself. warn: is called with a line for
+    each thing that was put right in the recording, and for what is missing at its end.
+    Raises PipelineError where there is no audio to read, or no language is known.
     """
+    path = storage.path(path) if isinstance(path, str) else path
     if not path.is_file():
         raise PipelineError(f"{path}: no such file")
-    model.whisper.model.to(device)
-    rounded = compute_dtype(dtype, device)
+    code = language_code(language) if language else _only_language(model)
+    model.whisper.model.to(choose_device(device) if isinstance(device, str) else device)
+    rounded = compute_dtype(dtype, model.whisper.model.device)
     round_weights(model.whisper.model.requires_grad_(False), rounded)
-    decode = Transcriber(model.whisper, language, rounded, cut_loops)
+    decode = Transcriber(model.whisper, code, rounded, cut_loops)
     some = False
     for clips in prefetch(_batches(path, model.whisper.audio_window_s, warn)):
         some = True
         yield from decode(clips)
     if not some:
         raise PipelineError(f"{path}: no audio in it (0 seconds)")
+
+
+def _only_language(model: LoadedModel) -> str:
+    if len(model.languages) != 1:
+        known = (
+            f"it was trained for {', '.join(model.languages)}" if model.languages else "it does not say its language"
+        )
+        raise PipelineError(f"{model.whisper.source}: no language was given, and {known}: give one")
+    return model.languages[0]
 
 
 def _batches(path: AnyPath, seconds: int, warn: Callable[[str], None]) -> Iterator[list[np.ndarray]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from cache.shards import ShardReader
-from stages.shared.whisper.models import Whisper, keep_freed_memory, load_whisper, use_all_cores
+from stages.shared.whisper.device import keep_freed_memory, use_all_cores
+from stages.shared.whisper.models import Whisper, load_whisper
 
 
 def arguments(text: str, **options: tuple) -> argparse.Namespace:

@@ -19,11 +19,12 @@ from common import cpu_name
 from cache.shards import ShardReader
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
-from stages.shared.student.experts import WEIGHTS, read_config, read_expert, shared_of, write_expert
-from stages.shared.student.loading import Loaded, load_model
+from stages.shared.student.experts import WEIGHTS, read_expert, read_expert_metadata, shared_of, write_expert
+from stages.shared.student.loading import LoadedModel, load_model
 from stages.shared.student.packing import Precision, Tensors, kept
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import keep_freed_memory, load_whisper, use_all_cores
+from stages.shared.whisper.device import keep_freed_memory, use_all_cores
+from stages.shared.whisper.models import load_whisper
 
 BATCH = 16
 CHOICES: list[tuple[Precision, int | None]] = [
@@ -40,12 +41,12 @@ def main() -> None:
     use_all_cores()
     keep_freed_memory()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    config = read_config(args.expert)
+    config = read_expert_metadata(args.expert)
     window, language = config["audio_window_s"], config["language"]
     rows = _rows(args.utterances, window, args.limit)
     base = load_whisper(config["base"], window)
     shared, size = shared_of(base.model), 2 * sum(parameter.numel() for parameter in base.model.parameters())
-    state = read_expert(args.expert, shared)
+    state = read_expert(args.expert, config, shared).state
     trained = _scored(load_model(str(args.expert)), rows, language)
     print(f"{len(rows)} utterances, {sum(row['words'] for row in trained)} words; base in fp16: {size / 1e6:.1f} MB\n")
     print("| stored as | MB | of the base | kept | WER | points |\n| --- | --- | --- | --- | --- | --- |")
@@ -79,11 +80,11 @@ def _stored(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_expert(folder, config["language"], state, shared, carried, precision, rank)
-        left = kept(state, read_expert(folder, shared), shared)
+        left = kept(state, read_expert(folder, read_expert_metadata(folder), shared).state, shared)
         return (folder / WEIGHTS).stat().st_size, left, _scored(load_model(name), rows, config["language"])
 
 
-def _scored(model: Loaded, rows: list[dict], language: str) -> list[dict]:
+def _scored(model: LoadedModel, rows: list[dict], language: str) -> list[dict]:
     transcribe = Transcriber(model.whisper, language, torch.float32)
     scored = []
     for start in range(0, len(rows), BATCH):

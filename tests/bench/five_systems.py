@@ -35,7 +35,8 @@ from cache.shards import ShardReader
 from pipeline.params import load_params
 from stages.shared.scoring import RATES as ERROR_RATES
 from stages.shared.scoring import interval, paired_interval, totals
-from stages.shared.whisper.models import compute_dtype, keep_freed_memory, load_whisper, round_weights
+from stages.shared.whisper.device import compute_dtype, keep_freed_memory, round_weights
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import TrainingLoop
 from stages.train_student.settings import TrainSettings

@@ -14,8 +14,9 @@ from stages.shared.audio import decode_flac
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing
+from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.features import LogMel
-from stages.shared.whisper.models import Whisper, compute_dtype, round_weights
+from stages.shared.whisper.models import Whisper
 
 LANGUAGE, OTHER = "cs", "nl"
 BATCH = 8

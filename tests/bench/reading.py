@@ -16,7 +16,8 @@ from common import arguments, begin
 
 from cache.shards import ShardReader, ShardWriter
 from stages.shared.prefetch import prefetch
-from stages.shared.whisper.models import Whisper, compute_dtype, load_whisper
+from stages.shared.whisper.device import compute_dtype
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData

@@ -22,8 +22,9 @@ from transformers import WhisperFeatureExtractor
 
 from cache.shards import ShardWriter
 from stages.shared.audio import decode_flac
+from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.features import LogMel
-from stages.shared.whisper.models import Whisper, compute_dtype, load_whisper
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings

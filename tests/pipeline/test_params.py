@@ -6,7 +6,8 @@ from sources import ROOT
 
 from pipeline.cli import cli
 from stages.shared.whisper import models
-from stages.shared.whisper.models import compute_dtype, fast_products, find_model, load_whisper, round_weights
+from stages.shared.whisper.device import compute_dtype, fast_products, round_weights
+from stages.shared.whisper.models import find_model, load_whisper
 from stages.train_student.processes import Processes
 from stages.train_student.settings import TrainSettings
 
@@ -104,7 +105,8 @@ def test_the_hub_is_asked_once_for_each_model(tiny_whisper, monkeypatch):
 
     monkeypatch.setattr(models, "snapshot_download", download)
     for _ in range(3):
-        assert find_model("someone/asked-once") == (tiny_whisper, "someone/asked-once: from the hub")
+        found = find_model("someone/asked-once")
+        assert (found.folder, found.line) == (tiny_whisper, "someone/asked-once: from the hub")
     load_whisper("someone/asked-once", 1)
     find_model("someone/another")
     assert asked == ["someone/asked-once", "someone/another"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources import LAYERS, MODULES, ROOT, imported, module_name
+from sources import LAYERS, MODULES, NAMES, ROOT, imported, module_name, module_of
 
 FORBIDDEN_IN_CACHE = {"torch", "transformers", "click", "stages", "pipeline"}
 
@@ -77,6 +77,15 @@ def test_stages_holds_nothing_but_folders():
     lying_about = {path.name for path in (ROOT / "stages").glob("*.py")} - {"__init__.py"}
     assert not lying_about
     assert (ROOT / "stages/shared/__init__.py").exists()
+
+
+def test_no_import_circle():
+    """Among modules; an import inside a function or for type checking counts."""
+    imports = {name: {module_of(full) for full in imported(path)} - {None, name} for name, path in NAMES.items()}
+    while leaves := [name for name, found in imports.items() if not found & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports
 
 
 def test_cache_loads_neither_torch_nor_anything_above_it():

@@ -14,7 +14,8 @@ from stages.prepare.run import prepare
 from stages.prepare.settings import PrepareSettings
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
-from stages.shared.whisper.models import load_whisper, use_all_cores
+from stages.shared.whisper.device import use_all_cores
+from stages.shared.whisper.models import load_whisper
 from stages.transcribe.run import transcribe
 
 pytestmark = pytest.mark.real

@@ -24,7 +24,7 @@ from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.run import PREPARE_VERSION, prepare
 from stages.prepare.settings import PrepareSettings
 from stages.shared.audio import decode_flac
-from stages.shared.student.loading import Loaded
+from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.run import TEACHER_CACHE_VERSION, cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
@@ -109,7 +109,7 @@ def _train_student(folder: Path, tiny: Path) -> dict[str, Any]:
 
 
 def _evaluate(folder: Path, tiny: Path) -> dict[str, Any]:
-    model = Loaded(speaking(load_whisper(str(tiny), 1), listen=20, end=2.5, seed=4), None)
+    model = LoadedModel(speaking(load_whisper(str(tiny), 1), listen=20, end=2.5, seed=4), None)
     out = folder / "metrics/base.json"
     evaluate(model, folder / "cs/test", Subject("cs", "base", "base"), out, EvaluateSettings(dtype="fp32"), CPU)
     metrics = {name: value for name, value in read_json(out).items() if name not in ("seconds", "evaluate_version")}

@@ -22,6 +22,7 @@ from cache.distributions import quantise
 from cache.shards import ShardReader, ShardWriter
 from pipeline.cli import main
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, encode_flac
+from stages.shared.student.experts import write_expert
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, target_ids, token_of
 
@@ -226,3 +227,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
+
+
+def save_expert(student, language: str, folder: Path, metadata: dict, precision="fp16", rank=None) -> None:
+    """Writes the student's expert with any `metadata`, also such as no base has."""
+    write_expert(folder, language, student.expert_state(language), student.shared_state(), metadata, precision, rank)

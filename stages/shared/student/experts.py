@@ -1,14 +1,15 @@
 """An expert on disk: `experts.safetensors` and `experts.json`, never a copy of the frozen model."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.student.metadata import BASE_FACTS, check_base, read_facts
+from stages.shared.student.metadata import BASE_FIELDS, check_base, read_metadata
 from stages.shared.student.packing import Precision, Progress, Tensors, pack, silent, unpack
 from stages.shared.student.published import (
     check_published_base,
@@ -18,20 +19,24 @@ from stages.shared.student.published import (
     read_published,
 )
 from stages.shared.whisper.languages import LANGUAGES, language_code
-from stages.shared.whisper.targets import token_of, use_token
 from stages.shared.whisper.weights import read_weights, write_weights
 
-if TYPE_CHECKING:
-    from stages.shared.student.model import DistilWhisperForConditionalGeneration
-
-WEIGHTS, CONFIG = "experts.safetensors", "experts.json"
+WEIGHTS, METADATA = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 2
 READABLE = (1, 2)  # version 1 knew float16 at full rank alone, and is stored the same
-REQUIRED = {"language": str, **BASE_FACTS}
+REQUIRED = {"language": str, **BASE_FIELDS}
+
+
+class StoredExpert(NamedTuple):
+    """An expert as it was read."""
+
+    language: str
+    token: str | None  # the language by whose token Whisper is prompted; None: the expert's own
+    state: dict[str, torch.Tensor]
 
 
 def is_experts_folder(folder: AnyPath) -> bool:
-    return (folder / CONFIG).exists()
+    return (folder / METADATA).exists()
 
 
 def find_expert(source: str, language: str | None) -> AnyPath:
@@ -39,22 +44,9 @@ def find_expert(source: str, language: str | None) -> AnyPath:
     folder = storage.path(source)
     if isinstance(folder, Path) and not folder.exists():
         return from_hub(
-            source, [WEIGHTS, CONFIG, *([file_name(language)] if language and language in LANGUAGES else [])]
+            source, [WEIGHTS, METADATA, *([file_name(language)] if language and language in LANGUAGES else [])]
         )
     return folder
-
-
-def save_experts(
-    student: "DistilWhisperForConditionalGeneration",
-    language: str,
-    folder: AnyPath,
-    config: dict[str, Any],
-    precision: Precision = "fp16",
-    rank: int | None = None,
-) -> None:
-    """Writes the expert of `language`, see `pack`; `config` (base, base_weights, audio_window_s, ...) goes beside it."""
-    facts = {**config, "token": token_of(student, language)}
-    write_expert(folder, language, student.expert_state(language), student.shared_state(), facts, precision, rank)
 
 
 def write_expert(
@@ -62,70 +54,85 @@ def write_expert(
     language: str,
     state: Tensors,
     shared: Tensors,
-    config: dict[str, Any],
+    metadata: Mapping[str, Any],
     precision: Precision = "fp16",
     rank: int | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Raises PipelineError where the expert cannot be stored so, before anything is written."""
+    """Writes an expert: its weights as `pack` stores them, and `metadata` (its base, window, training) beside them.
+
+    state: the expert's tensors by name. shared: the base's, by the same names.
+    Raises PipelineError where the expert cannot be stored so, before anything is written.
+    """
     write_weights(folder / WEIGHTS, pack(state, shared, precision, rank, progress))
     header = {
         "format_version": FORMAT_VERSION,
         "language": language,
-        "token": config.get("token", language),
+        "token": metadata.get("token", language),
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "precision": precision,
         "rank": rank,
     }
-    files.write_json(folder / CONFIG, header | {name: value for name, value in config.items() if name not in header})
+    files.write_json(
+        folder / METADATA, header | {name: value for name, value in metadata.items() if name not in header}
+    )
 
 
-def read_config(folder: AnyPath) -> dict[str, Any]:
-    """Raises PipelineError where the folder holds no expert, or one of another format version, or its facts are not sound."""
-    facts = read_facts(folder / CONFIG, READABLE, REQUIRED)
-    if not isinstance(facts.get("token", ""), str):
-        raise PipelineError(f"{folder / CONFIG}: token is {facts['token']!r}, expected text")
-    return {"precision": "fp16", "rank": None, "token": facts["language"], **facts}
+def read_expert_metadata(folder: AnyPath) -> dict[str, Any]:
+    """Reads `experts.json`. Raises PipelineError where there is none, or one of another format version, or it is not sound."""
+    metadata = read_metadata(folder / METADATA, READABLE, REQUIRED)
+    if not isinstance(metadata.get("token", ""), str):
+        raise PipelineError(f"{folder / METADATA}: token is {metadata['token']!r}, expected text")
+    return {"precision": "fp16", "rank": None, "token": metadata["language"], **metadata}
 
 
-def read_expert(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:
-    """The folder's expert in float32. Raises PipelineError where it does not fit the base whose FFNs are `shared`."""
-    config = read_config(folder)
-    return unpack(read_weights(folder / WEIGHTS), shared, config["precision"], config["rank"], str(folder))
-
-
-def load_experts(
-    student: "DistilWhisperForConditionalGeneration",
+def read_any_expert(
     folder: AnyPath,
-    language: str | None = None,
-    base_checked: bool = False,
-) -> str:
-    """Adds the expert in `folder`, one of ours or of the published ones, to `student`; returns its language's code.
+    language: str | None,
+    shared: Tensors,
+    base_parameters: Mapping[str, torch.Tensor],
+    audio_window_s: int,
+) -> StoredExpert:
+    """Reads the expert in `folder`, one of ours or of the published layout, for a base with these parameters and window.
 
-    language: code or name, which one of a published folder if it has several. base_checked: `load_base` has loaded the base.
-    Raises PipelineError where it does not fit, where `student` has another audio window or other base weights than the
-    expert was trained with, or where a published folder's checkpoint has other shared FFNs; then nothing is added.
+    Raises PipelineError where it does not fit, or was trained with other base weights or another audio window.
     """
-    shared = student.shared_state()
-    published, token = [] if is_experts_folder(folder) else published_languages(folder), None
-    if published:
-        language = _chosen(folder, published, language)
-        state = read_published(folder, language, shared)
-        base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
-        check_published_base(folder, base, "this one")
-    else:
-        config = read_config(folder)
-        language = _chosen(folder, [config["language"]], language)
-        if not base_checked:
-            check_base(config, folder / CONFIG, student.base_parameters(), student.audio_window_s)
-        state = read_expert(folder, shared)
-        token = config["token"] if config["token"] != language else None
-    use_token(student, language, token)
-    student.load_expert_state(language, state, str(folder))
-    return language
+    if not is_experts_folder(folder) and published_languages(folder):
+        return read_published_expert(folder, shared, language)
+    metadata = read_expert_metadata(folder)
+    expert = read_expert(folder, metadata, shared, language)
+    check_base(metadata, folder / METADATA, base_parameters, audio_window_s)
+    return expert
+
+
+def read_expert(
+    folder: AnyPath, metadata: Mapping[str, Any], shared: Tensors, language: str | None = None
+) -> StoredExpert:
+    """Reads one of our experts, whose `metadata` is read already, in float32.
+
+    shared: the base's FFNs by the expert's names. language: the code that is expected, None for any.
+    Raises PipelineError where the expert is for another language, or does not fit the base.
+    """
+    found = _chosen(folder, [metadata["language"]], language)
+    state = unpack(read_weights(folder / WEIGHTS), shared, metadata["precision"], metadata["rank"], str(folder))
+    return StoredExpert(found, metadata["token"] if metadata["token"] != found else None, state)
+
+
+def read_published_expert(folder: AnyPath, shared: Tensors, language: str | None = None) -> StoredExpert:
+    """Reads an expert of the published layout, and compares the shared FFNs of the checkpoint there with `shared`.
+
+    language: its code or name, where the folder holds several. Raises PipelineError where there is no such expert, or it does
+    not fit the base.
+    """
+    found = _chosen(folder, published_languages(folder), language)
+    state = read_published(folder, found, shared)
+    base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
+    check_published_base(folder, base, "this one")
+    return StoredExpert(found, None, state)
 
 
 def _chosen(folder: AnyPath, there: list[str], wanted: str | None) -> str:
+    """The code of `wanted`, or of the only one that is there."""
     wanted = wanted and language_code(wanted)
     if (wanted is None and len(there) > 1) or wanted not in (None, *there):
         raise PipelineError(f"{folder}: holds experts for {', '.join(there)}: expected one of them, found {wanted}")

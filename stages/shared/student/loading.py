@@ -1,36 +1,88 @@
-"""Any model that can transcribe: a Whisper, or a folder of experts or of an adapter with the base that it names."""
+"""Any model that can transcribe: a Whisper, or experts or an adapter with the base that they name.
 
-from dataclasses import dataclass, replace
+`locate` reads what lies at a source once, and `load_model` loads what was located.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from cache import storage
 from cache.errors import PipelineError
-from stages.shared.student.experts import CONFIG, is_experts_folder, load_experts, read_config
-from stages.shared.student.lora import is_lora_folder, load_lora
-from stages.shared.student.metadata import load_base
+from cache.storage import AnyPath
+from stages.shared.student import experts, lora
+from stages.shared.student.metadata import find_base, load_base
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
-from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.models import Whisper, WhisperSource, find_model, load_whisper
+
+Kind = Literal["whisper", "experts", "adapter"]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ModelSource:
+    """What lies at a source that a user named. Nothing of it is loaded yet."""
+
+    name: str  # as the user gave it: a folder, a URL or a hub id
+    kind: Kind
+    folder: AnyPath
+    whisper: WhisperSource  # the model itself, or the base of experts or of an adapter
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # of experts or an adapter: what its JSON file holds
+
+    @property
+    def languages(self) -> list[str]:
+        """The codes of the languages that it was trained for, as far as it says so."""
+        return [self.metadata["language"]] if self.kind == "experts" else list(self.metadata.get("languages", []))
+
+    @property
+    def lines(self) -> list[str]:
+        """Tell a person what it is and where its Whisper comes from."""
+        what = {"experts": f"experts for {', '.join(self.languages)}", "adapter": "a LoRA adapter"}
+        return [*([f"{self.name}: {what[self.kind]}"] if self.kind in what else []), self.whisper.line]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that can transcribe."""
+
     whisper: Whisper
     student: DistilWhisperForConditionalGeneration | None  # the whisper's model, where it has experts
+    languages: Sequence[str] = ()  # the codes of those that it was trained for, as far as its folder says so
 
 
-def load_model(source: str, audio_window_s: int | None = None, base: str | None = None) -> Loaded:
-    """Loads the Whisper, the experts or the adapter at `source` (a folder, a URL or a hub id).
+def locate(source: str, base: str | None = None) -> ModelSource:
+    """Finds the Whisper, the experts or the adapter at `source` (a folder, a URL or a hub id), and reads its metadata.
 
-    base: where the base of experts or of an adapter lies, instead of where they name it; its weights are compared.
-    Raises PipelineError where `source` is none of them, or where the base has other weights than in training.
+    base: where the base of experts or of an adapter lies, instead of where they name it.
+    Raises PipelineError where `source` is none of them, or where its base is not to be had.
     """
     folder = storage.path(source)
-    if is_lora_folder(folder):
-        return Loaded(load_lora(folder, audio_window_s, base), None)
-    if not is_experts_folder(folder):
-        if base is not None:
-            raise PipelineError(f"{source}: holds neither experts nor an adapter, so that --base {base} is of no use")
-        return Loaded(load_whisper(source, audio_window_s), None)
-    whisper = load_base(read_config(folder), folder / CONFIG, audio_window_s, base)
+    if experts.is_experts_folder(folder):
+        metadata = experts.read_expert_metadata(folder)
+        return ModelSource(source, "experts", folder, find_base(metadata, folder, base), metadata)
+    if lora.is_lora_folder(folder):
+        metadata = lora.read_adapter_metadata(folder)
+        return ModelSource(source, "adapter", folder, find_base(metadata, folder, base), metadata)
+    if base is not None:
+        raise PipelineError(f"{source}: holds neither experts nor an adapter, so that --base {base} is of no use")
+    found = find_model(source)
+    return ModelSource(source, "whisper", found.folder, found)
+
+
+def load_model(source: str | ModelSource, audio_window_s: int | None = None, base: str | None = None) -> LoadedModel:
+    """Loads what lies at `source`, in float32 on the CPU. An adapter is merged into its base.
+
+    source: what `locate` returned, or takes with `base`. audio_window_s: seconds; None takes the one of the training.
+    Raises PipelineError where it cannot be loaded, or where the base has other weights than in training.
+    """
+    found = locate(source, base) if isinstance(source, str) else source
+    if found.kind == "whisper":
+        return LoadedModel(load_whisper(found.whisper, audio_window_s), None)
+    beside = experts.METADATA if found.kind == "experts" else lora.METADATA
+    whisper = load_base(found.whisper, found.metadata, found.folder / beside, audio_window_s)
+    if found.kind == "adapter":
+        return LoadedModel(lora.merge_lora(whisper, found.folder, found.metadata), None, found.languages)
     student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model)
-    load_experts(student, folder, base_checked=True)
-    return Loaded(replace(whisper, model=student.eval()), student)
+    student.add_stored_expert(
+        experts.read_expert(found.folder, found.metadata, student.shared_state()), source=found.name
+    )
+    return LoadedModel(replace(whisper, model=student.eval()), student, found.languages)

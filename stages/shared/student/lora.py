@@ -1,6 +1,7 @@
 """LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,19 +11,19 @@ from torch import nn
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.student.metadata import BASE_FACTS, load_base, read_facts
+from stages.shared.student.metadata import BASE_FIELDS, read_metadata
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import use_token
 from stages.shared.whisper.weights import read_weights, write_weights
 
-WEIGHTS, ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json", "lora.json"
+WEIGHTS, ADAPTER, METADATA = "adapter_model.safetensors", "adapter_config.json", "lora.json"
 TARGETS = ["fc1", "fc2"]  # of every encoder and decoder layer
 FORMAT_VERSION = 1
-REQUIRED = {"languages": list, **BASE_FACTS}
+REQUIRED = {"languages": list, **BASE_FIELDS}
 
 
 def is_lora_folder(folder: AnyPath) -> bool:
-    return (folder / CONFIG).exists()
+    return (folder / METADATA).exists()
 
 
 def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple[PeftModel, dict[str, nn.Parameter]]:
@@ -35,36 +36,33 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
     return adapter, {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
 
 
-def save_lora(adapter: PeftModel, folder: AnyPath, config: dict[str, Any]) -> None:
-    """`PeftModel.from_pretrained(base, folder)` reads it; `config` (base, languages, window, ...) goes beside it."""
+def save_lora(adapter: PeftModel, folder: AnyPath, metadata: Mapping[str, Any]) -> None:
+    """Writes a folder that `PeftModel.from_pretrained(base, folder)` reads, and beside it `metadata` (base, languages, ...)."""
     write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
     settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
-    settings["base_model_name_or_path"] = config["base"]  # PEFT takes the folder that it was read from
+    settings["base_model_name_or_path"] = metadata["base"]  # PEFT takes the folder that it was read from
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)
-    files.write_json(folder / CONFIG, {"format_version": FORMAT_VERSION, **config})
+    files.write_json(folder / METADATA, {"format_version": FORMAT_VERSION, **metadata})
 
 
-def read_lora_config(folder: AnyPath) -> dict[str, Any]:
-    """Raises PipelineError where the folder's facts are of another format version, incomplete, or something else."""
-    facts = read_facts(folder / CONFIG, (FORMAT_VERSION,), REQUIRED)
-    tokens = facts.get("language_tokens", {})
+def read_adapter_metadata(folder: AnyPath) -> dict[str, Any]:
+    """Reads `lora.json`. Raises PipelineError where it is of another format version, incomplete, or not sound."""
+    metadata = read_metadata(folder / METADATA, (FORMAT_VERSION,), REQUIRED)
+    tokens = metadata.get("language_tokens", {})
     if not isinstance(tokens, dict) or not all(isinstance(token, str) for token in tokens.values()):
         raise PipelineError(
-            f"{folder / CONFIG}: language_tokens is {tokens!r}, expected languages with a language each"
+            f"{folder / METADATA}: language_tokens is {tokens!r}, expected languages with a language each"
         )
-    return {**facts, "language_tokens": tokens}
+    return {**metadata, "language_tokens": tokens}
 
 
-def load_lora(folder: AnyPath, audio_window_s: int | None = None, base: str | None = None) -> Whisper:
-    """The base with the adapter merged into it, a Whisper like any other: it costs nothing more to run.
+def merge_lora(whisper: Whisper, folder: AnyPath, metadata: Mapping[str, Any]) -> Whisper:
+    """Merges the adapter in `folder` into its base, in place: a Whisper like any other, which costs nothing more to run.
 
-    base: where the base lies, instead of where the folder names it.
-    Raises PipelineError where it was trained on other base weights or with another window, or does not fit.
+    Raises PipelineError where the adapter does not fit.
     """
-    config = read_lora_config(folder)
-    whisper = load_base(config, folder / CONFIG, audio_window_s, base)
-    for language, token in config["language_tokens"].items():
+    for language, token in metadata["language_tokens"].items():
         use_token(whisper.model, language, token)
     adapter = _adapter(whisper, folder)
     state, wanted = read_weights(folder / WEIGHTS), _state(adapter)

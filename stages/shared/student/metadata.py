@@ -1,4 +1,4 @@
-"""The facts beside an expert or an adapter, and the base it was trained with: it must be the same where it is used."""
+"""What lies beside an expert or an adapter: which base it was trained with, so that it is never used with another."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,36 +10,45 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.whisper.models import Whisper, find_model, load_whisper, parameter_count, weights_fingerprint
+from stages.shared.whisper.models import (
+    Whisper,
+    WhisperSource,
+    find_model,
+    load_whisper,
+    parameter_count,
+    weights_fingerprint,
+)
 
-BASE_FACTS = {"base": str, "base_weights": str, "audio_window_s": int}  # what `load_base` reads
+BASE_FIELDS = {"base": str, "base_weights": str, "audio_window_s": int}  # what `load_base` reads: field -> type
 # A base in half precision has other values: these hold the fingerprint of the weights after rounding to that type.
 ROUNDED = {torch.bfloat16: "base_weights_bf16", torch.float16: "base_weights_fp16"}
 LEVELS = 4  # folders above models/LANGUAGE/METHOD in which a relative base is looked for
 KINDS = {str: "text", int: "a whole number", list: "a list"}
 
 
-def read_facts(path: AnyPath, versions: tuple[int, ...], required: Mapping[str, type]) -> dict[str, Any]:
-    """The facts that lie beside an expert or an adapter; `required`: name -> type, of KINDS; `versions`, the newest last.
+def read_metadata(path: AnyPath, versions: tuple[int, ...], required: Mapping[str, type]) -> dict[str, Any]:
+    """Reads the JSON file `path` beside an expert or an adapter.
+
+    versions: the format versions that can be read, the newest last. required: field -> type, one of KINDS.
 
     Raises PipelineError where the file is of another format version, incomplete, or holds something else.
     """
-    facts = files.read_json(path)
-    found = facts.get("format_version") if isinstance(facts, dict) else None
+    metadata = files.read_json(path)
+    found = metadata.get("format_version") if isinstance(metadata, dict) else None
     if found not in versions:
         raise PipelineError(f"{path}: format_version is {found!r}, expected {versions[-1]}")
-    if missing := [name for name in required if name not in facts]:
+    if missing := [name for name in required if name not in metadata]:
         raise PipelineError(f"{path}: no {', '.join(missing)} in it, expected {', '.join(required)}")
     for name, kind in required.items():
-        if type(facts[name]) is not kind:
-            raise PipelineError(f"{path}: {name} is {facts[name]!r}, expected {KINDS[kind]}")
-    return facts
+        if type(metadata[name]) is not kind:
+            raise PipelineError(f"{path}: {name} is {metadata[name]!r}, expected {KINDS[kind]}")
+    return metadata
 
 
-def base_facts(
+def base_metadata(
     name: str, parameters: Mapping[str, torch.Tensor], audio_window_s: int, fingerprint: str | None = None
 ) -> dict[str, Any]:
-    """Returns what is written beside an expert or an adapter of the base `name`, so that `check_base` can compare.
+    """Returns what an expert or an adapter records of its base `name`, so that `check_base` can compare.
 
     parameters: the base's, in float32, or in the half precision in which it was loaded. fingerprint: that of float32
     weights, where it is known: a gigabyte need not be hashed again.
@@ -59,21 +68,21 @@ def base_facts(
 
 
 def check_base(
-    facts: Mapping[str, Any], path: AnyPath, parameters: Mapping[str, torch.Tensor], audio_window_s: int
+    metadata: Mapping[str, Any], path: AnyPath, parameters: Mapping[str, torch.Tensor], audio_window_s: int
 ) -> None:
-    """Compares a model with the base that the expert or adapter at `path` was trained on, by `facts` of its folder.
+    """Compares a model with the base that an expert or adapter was trained on, by its `metadata`, read from `path`.
 
     Raises PipelineError where the window or the weights differ. Warns where the precisions do not allow to compare.
     """
-    if facts["audio_window_s"] != audio_window_s:
+    if metadata["audio_window_s"] != audio_window_s:
         raise PipelineError(
-            f"{path} was trained with audio_window_s {facts['audio_window_s']}, the model has {audio_window_s}: they "
-            "must agree; `load_model` of stages.shared.student.loading loads the base with the right window"
+            f"{path} was trained with audio_window_s {metadata['audio_window_s']}, the model has {audio_window_s}: they "
+            "must agree; `load_model` loads the base with the right window"
         )
-    trained, here = facts.get("base_dtype", _short(torch.float32)), _coarsest(parameters)
+    trained, here = metadata.get("base_dtype", _short(torch.float32)), _coarsest(parameters)
     halves = {_short(half): half for half in ROUNDED}
     common = here if here != torch.float32 else halves.get(trained, torch.float32)
-    wanted = facts["base_weights"] if _short(common) == trained else facts.get(ROUNDED[common])
+    wanted = metadata["base_weights"] if _short(common) == trained else metadata.get(ROUNDED[common])
     if wanted is None:
         warnings.warn(
             f"{path} was trained on {trained} weights; whether a model in {_short(here)} has the same ones cannot be "
@@ -83,7 +92,7 @@ def check_base(
     elif (found := weights_fingerprint(parameters, common)) != wanted:
         raise PipelineError(
             f"{path}: trained on base weights {wanted[:12]}, but this model has {found[:12]}: expected the same base "
-            f"model, {facts['base']}"
+            f"model, {metadata['base']}"
         )
 
 
@@ -96,42 +105,40 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def find_base(facts: Mapping[str, Any], folder: AnyPath, base: str | None = None) -> str:
-    """Returns where the base of the expert or adapter in `folder` lies: `base`, or what its facts name.
+def find_base(metadata: Mapping[str, Any], folder: AnyPath, base: str | None = None) -> WhisperSource:
+    """Finds the base of the expert or adapter in `folder`: at `base`, or where its metadata says.
 
     A relative name is looked for from the folders above `folder` (models/LANGUAGE/METHOD lies in the training's working
     folder), then from the working folder. Raises PipelineError where there is none.
     """
-    named = str(base or facts["base"])
+    named = str(base or metadata["base"])
     place = storage.path(named)
     if base is None and isinstance(place, Path) and isinstance(folder, Path) and not place.is_absolute():
         above = list(folder.absolute().parents)[:LEVELS]
         named = next((str(parent / place) for parent in above if (parent / place).is_dir()), named)
     try:
-        find_model(named)
+        return find_model(named)
     except PipelineError as error:
         raise PipelineError(f"{folder}: its base is not to be had: {error}; say where it lies with --base") from None
-    return named
 
 
 def load_base(
-    config: dict[str, Any], path: AnyPath, audio_window_s: int | None = None, base: str | None = None
+    found: WhisperSource, metadata: Mapping[str, Any], path: AnyPath, audio_window_s: int | None = None
 ) -> Whisper:
-    """The Whisper that `config`, read from `path`, names by `base`, `base_weights` and `audio_window_s`.
+    """Loads the base that `find_base` found, with the window of the training, and compares its weights.
 
-    base: where it lies instead. Raises PipelineError where another window is asked for, or where its weights are not those
+    metadata: read from `path`. Raises PipelineError where another window is asked for, or where the weights are not those
     of the training.
     """
-    trained = config["audio_window_s"]
+    trained = metadata["audio_window_s"]
     if audio_window_s not in (None, trained):
         raise PipelineError(
             f"{path.parent} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
         )
-    source = find_base(config, path.parent, base)
-    whisper = load_whisper(source, trained)
-    if whisper.fingerprint != config["base_weights"]:
+    whisper = load_whisper(found, trained)
+    if whisper.fingerprint != metadata["base_weights"]:
         try:
-            check_base(config, path, dict(whisper.model.named_parameters()), trained)
+            check_base(metadata, path, dict(whisper.model.named_parameters()), trained)
         except PipelineError as error:
-            raise PipelineError(f"{error}, not {source}; where it lies elsewhere, give --base") from None
+            raise PipelineError(f"{error}, not {found.name}; where it lies elsewhere, give --base") from None
     return whisper

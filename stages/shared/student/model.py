@@ -14,12 +14,12 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student.clsr import FeedForward, RoutedFeedForward, shared_name
 from stages.shared.student.config import DistilWhisperConfig, DistilWhisperOutput
-from stages.shared.student.experts import find_expert, load_experts, save_experts
-from stages.shared.student.metadata import base_facts
+from stages.shared.student.experts import StoredExpert, find_expert, read_any_expert, write_expert
+from stages.shared.student.metadata import base_metadata
 from stages.shared.student.packing import Precision, misfit
 from stages.shared.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.shared.whisper.languages import language_code
-from stages.shared.whisper.targets import prompt_language
+from stages.shared.whisper.targets import prompt_language, token_of, use_token
 from stages.shared.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
@@ -54,15 +54,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         """A Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""
         config = self.config
         shared = FeedForward(layer.fc1, layer.fc2, layer.activation_fn)
-        routed = RoutedFeedForward(
-            name,
-            shared,
-            self.router,
-            config.skip_gate,
-            config.expert_dropout,
-            config.gate_dropout,
-            config.gate_dim,
-        )
+        options = (config.skip_gate, config.expert_dropout, config.gate_dropout, config.gate_dim)
+        routed = RoutedFeedForward(name, shared, self.router, *options)
         layer.fc1, layer.activation_fn, layer.fc2 = routed, nn.Identity(), nn.Identity()
         self.routed[name] = routed
 
@@ -128,14 +121,25 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         fit this model, or was trained with other base weights or another audio window.
         """
         code = language and language_code(language)
-        return load_experts(self, find_expert(str(source), code), code)
+        folder = find_expert(str(source), code)
+        expert = read_any_expert(folder, code, self.shared_state(), self.base_parameters(), self.audio_window_s)
+        return self.add_stored_expert(expert, str(folder))
+
+    def add_stored_expert(self, expert: StoredExpert, source: str) -> str:
+        """Adds an expert that was read from `source`; returns its language. Its base must have been compared already."""
+        use_token(self, expert.language, expert.token)
+        self.load_expert_state(expert.language, expert.state, source)
+        return expert.language
 
     def save_expert(
         self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
     ) -> None:
         """Writes the expert alone, with the name and the weights' fingerprint of its base; see `packing.pack`."""
-        config = base_facts(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
-        save_experts(self, self._with_expert(language), storage.path(str(folder)), config, precision, rank)
+        code = self._with_expert(language)
+        metadata = base_metadata(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
+        metadata["token"] = token_of(self, code)
+        place = storage.path(str(folder))
+        write_expert(place, code, self.expert_state(code), self.shared_state(), metadata, precision, rank)
 
     def _with_expert(self, language: str) -> str:
         code = language_code(language)

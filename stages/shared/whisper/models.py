@@ -1,14 +1,10 @@
 """Loading Whisper: from a hub id, a local folder, or, where the hub cannot be reached, the embedded whisper-base."""
 
-import ctypes
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,6 +24,15 @@ FILES = ("*.json", "*.safetensors", "*.txt")
 
 
 @dataclass(frozen=True)
+class WhisperSource:
+    """Where a Whisper lies on this machine. Nothing of it is loaded yet."""
+
+    name: str  # what was asked for: a folder, a URL or a hub id
+    folder: Path
+    line: str  # tells a person which one it is
+
+
+@dataclass(frozen=True)
 class Whisper:
     model: WhisperForConditionalGeneration
     tokenizer: WhisperTokenizer
@@ -43,32 +48,36 @@ class Whisper:
         return self.model.config.vocab_size == ENGLISH_VOCABULARY if said is None else not said
 
 
-def find_model(source: str) -> tuple[Path, str]:
-    """The folder that holds `source`, and a line saying what it is. Raises PipelineError where there is none."""
+def find_model(source: str) -> WhisperSource:
+    """Finds the Whisper `source`: a folder, a URL (which is copied here) or a hub id.
+
+    Raises PipelineError where there is none.
+    """
     folder = storage.path(source)
     if not isinstance(folder, Path):
         _check_names(source, set(storage.sizes(folder)))
         copy = fetched(folder, FILES)
-        return copy, f"{source}: copied to {copy}"
+        return WhisperSource(source, copy, f"{source}: copied to {copy}")
     if folder.is_dir():
-        return _checked(folder), f"{source}: local folder"
+        return WhisperSource(source, _checked(folder), f"{source}: local folder")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
     return _from_hub(source)
 
 
 @cache
-def _from_hub(source: str) -> tuple[Path, str]:
-    """Asked once for each model and process: where there is no network an answer takes seconds."""
+def _from_hub(source: str) -> WhisperSource:
+    """Asks the hub once for each model and process: where there is no network an answer takes seconds."""
     try:
         found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
-        return _checked(found), f"{source}: from the hub"
+        return WhisperSource(source, _checked(found), f"{source}: from the hub")
     except PipelineError:
         raise
     except Exception as error:  # the hub's client raises errors of many libraries, all meaning: not to be had
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if source == EMBEDDED_ID:
-        return embedded_whisper_base(), f"{source}: the hub cannot be reached; using the embedded whisper-base"
+        line = f"{source}: the hub cannot be reached; using the embedded whisper-base"
+        return WhisperSource(source, embedded_whisper_base(), line)
     raise PipelineError(f"{source}: not a local folder, and the hub does not give it ({reason})")
 
 
@@ -85,13 +94,14 @@ def _check_names(folder: str, names: set[str]) -> None:
         raise PipelineError(f"{folder}: no *.safetensors in it; pickled weights (pytorch_model.bin) are not read")
 
 
-def load_whisper(source: str, audio_window_s: int | None = None) -> Whisper:
-    """Loads in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
+def load_whisper(found: str | WhisperSource, audio_window_s: int | None = None) -> Whisper:
+    """Loads a Whisper in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
 
-    Without `audio_window_s` the window is the one the model was trained with, or 30. Raises PipelineError where
-    the source is no Whisper, or where it was trained with another window.
+    found: what `find_model` found, or takes. Without `audio_window_s` the window is the one that the model was trained
+    with, or 30. Raises PipelineError where the source is no Whisper, or where it was trained with another window.
     """
-    folder, _ = find_model(source)
+    found = find_model(found) if isinstance(found, str) else found
+    source, folder = found.name, found.folder
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "whisper":
@@ -144,80 +154,3 @@ def tokenizer_fingerprint(tokenizer: WhisperTokenizer) -> str:
     """sha256 over the vocabulary, so that equal tokenizers agree wherever they came from."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256("".join(f"{token} {number}\n" for token, number in vocabulary).encode()).hexdigest()
-
-
-def compute_dtype(name: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """'auto' -> bfloat16 where the processor has instructions for it; else float16 on a GPU, but float32 where one trains,
-    as float16's small range loses gradients; else float32. The others as they say.
-    """
-    if name != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-    if device.type == "cuda":
-        # torch emulates bf16 on any card and any CPU, slower than fp32
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16
-        return torch.float32 if training else torch.float16
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # AVX512_BF16 or AMX
-    return torch.bfloat16 if native else torch.float32
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto' -> cuda where there is one, else cpu. Raises PipelineError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PipelineError(
-            f"device '{name}' cannot be used ({str(error).splitlines()[0]}): give auto, cpu or cuda"
-        ) from None
-    return device
-
-
-def use_all_cores() -> None:
-    """Uses the cores this process may run on (torch counts the machine's)."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-@contextmanager
-def fast_products(dtype: torch.dtype) -> Iterator[None]:
-    """While `dtype` is of 16 bits, float32 products round their factors to as many bits; their sums and results stay float32.
-
-    A GPU's TF32 has float16's bits. A CPU has nothing for float16.
-    """
-    backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    wanted = {torch.bfloat16: ["bf16", "tf32"], torch.float16: [before[0], "tf32"]}.get(dtype, before)
-    try:
-        for backend, precision in zip(backends, wanted, strict=True):
-            backend.fp32_precision = precision
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-
-def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Keeps the weights of products in `dtype`, in place, but for those being trained: the values that autocast would make.
-
-    Autocast makes them anew for every call of a weight that takes no gradient: with experts, for every token decoded. The
-    token embeddings stay as they are; the output projection, which shares their values, gets its own.
-    """
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    for module in model.modules():
-        products = isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
-        if products and dtype != torch.float32 and not trained.intersection(module.parameters(recurse=False)):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of large tensors: given back and faulted in anew each step it costs a tenth of the time."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
-    mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
-    mallopt(-2, 1 << 28)  # M_TOP_PAD, bytes

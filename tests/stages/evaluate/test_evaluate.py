@@ -11,7 +11,7 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import make_utterance
+from makers import make_utterance, save_expert
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
@@ -20,8 +20,7 @@ from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
-from stages.shared.student.experts import save_experts
-from stages.shared.student.loading import Loaded, load_model
+from stages.shared.student.loading import LoadedModel, load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.decode import Transcriber, Transcript, loop_start
@@ -33,7 +32,7 @@ LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.l
 
 
 def run(
-    model: Loaded, utterances: Path, out: Path, language: str = "cs", batch_size: int = 3
+    model: LoadedModel, utterances: Path, out: Path, language: str = "cs", batch_size: int = 3
 ) -> tuple[dict, list[dict]]:
     settings = EvaluateSettings(batch_size=batch_size, dtype="fp32")
     metrics = evaluate(model, utterances, Subject(language, "clsr", "a model"), out, settings, CPU)
@@ -80,7 +79,7 @@ def all_rows(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_every_utterance_is_scored_once_in_the_shards_order(batch_size, corpus, tiny_whisper, tmp_path):
-    model = Loaded(talkative(tiny_whisper), None)
+    model = LoadedModel(talkative(tiny_whisper), None)
     metrics, rows = run(model, corpus, tmp_path / "base.json", batch_size=batch_size)
     source = all_rows(corpus)
     assert [row["id"] for row in rows] == [row["id"] for row in source]
@@ -111,7 +110,7 @@ def test_a_long_clip_is_the_texts_of_its_windows_joined(tiny_whisper, tmp_path, 
         return [Transcript([], str(len(clip)), False, False, 1.0) for clip in clips], {}
 
     monkeypatch.setattr(Transcriber, "with_gates", lengths)
-    _, rows = run(Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json")
+    _, rows = run(LoadedModel(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json")
     for row, utterance in zip(rows, all_rows(corpus), strict=True):
         windows = [int(part) for part in row["hypothesis"].split()]
         assert sum(windows) == len(decode_flac(utterance["audio"]))
@@ -125,7 +124,7 @@ def test_an_utterance_without_a_word_is_listed(tiny_whisper, tmp_path):
     writer.write(0, [make_utterance(0), {**make_utterance(1), "text": "...!"}, make_utterance(2)], seconds=1.8)
     writer.finish(corpus="made", language="cs", split="test", seconds=1.8, left_out={})
     metrics, rows = run(
-        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), tmp_path / "test", tmp_path / "base.json"
+        LoadedModel(only_letters(load_whisper(str(tiny_whisper), 1)), None), tmp_path / "test", tmp_path / "base.json"
     )
     assert [row["id"] for row in metrics["unscored"]] == ["clip-001"]
     assert {row["id"] for row in rows} | {"clip-001"} == {"clip-000", "clip-001", "clip-002"}
@@ -135,7 +134,7 @@ def test_an_utterance_without_a_word_is_listed(tiny_whisper, tmp_path):
 # Gates
 
 
-def routed(tiny: Path, bias: float) -> Loaded:
+def routed(tiny: Path, bias: float) -> LoadedModel:
     """An expert that all tokens go to (bias > 0), or none."""
     whisper, random = only_letters(load_whisper(str(tiny), 1)), torch.Generator().manual_seed(5)
     student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, ["cs"]).eval()
@@ -144,7 +143,7 @@ def routed(tiny: Path, bias: float) -> Loaded:
             layer.gates["cs"].inner.bias.fill_(50)
             layer.gates["cs"].outer.weight.fill_(bias)
             layer.experts["cs"].fc2.bias.add_(torch.randn(32, generator=random))
-    return Loaded(replace(whisper, model=student), student)
+    return LoadedModel(replace(whisper, model=student), student)
 
 
 @pytest.mark.parametrize(("bias", "share"), [(1.0, 1.0), (-1.0, 0.0)])
@@ -152,7 +151,7 @@ def test_gate_shares_of_planted_gates(bias, share, corpus, tiny_whisper, tmp_pat
     metrics, rows = run(routed(tiny_whisper, bias), corpus, tmp_path / "clsr.json")
     assert metrics["gates"] == dict.fromkeys(LAYERS, share)
     base, base_rows = run(
-        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json"
+        LoadedModel(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json"
     )
     same = [row["hypothesis"] for row in rows] == [row["hypothesis"] for row in base_rows]
     assert same == (share == 0)
@@ -161,7 +160,7 @@ def test_gate_shares_of_planted_gates(bias, share, corpus, tiny_whisper, tmp_pat
 def test_a_language_without_an_expert_is_evaluated_as_the_base(corpus, tiny_whisper, tmp_path):
     metrics, rows = run(routed(tiny_whisper, 1.0), corpus, tmp_path / "clsr.json", "nl")
     base, base_rows = run(
-        Loaded(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json", "nl"
+        LoadedModel(only_letters(load_whisper(str(tiny_whisper), 1)), None), corpus, tmp_path / "base.json", "nl"
     )
     assert rows == base_rows
     assert set(metrics["gates"].values()) == {0.0}
@@ -259,7 +258,7 @@ def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
     loaded = routed(tiny_whisper, 1.0)
     facts = {"base": str(tiny_whisper), "base_weights": loaded.whisper.fingerprint, "audio_window_s": 1}
     assert loaded.student is not None
-    save_experts(loaded.student, "cs", tmp_path / "experts", facts)
+    save_expert(loaded.student, "cs", tmp_path / "experts", facts)
     return tmp_path / "experts"
 
 
@@ -267,7 +266,7 @@ def tone(seconds: float, rate: int) -> np.ndarray:
     return (0.1 * np.sin(2 * np.pi * 300 / rate * np.arange(round(seconds * rate)))).astype(np.float32)
 
 
-def texts(model: Loaded, path: Path) -> list[str]:
+def texts(model: LoadedModel, path: Path) -> list[str]:
     return [said.text for said in transcribe(model, path, "cs", CPU, "fp32")]
 
 

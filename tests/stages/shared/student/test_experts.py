@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import make_tiny_whisper, run
+from makers import make_tiny_whisper, run, save_expert
 from safetensors.torch import load_file
 
-from stages.shared.student.experts import CONFIG, WEIGHTS, read_expert, save_experts, shared_of
+from stages.shared.student.experts import METADATA, WEIGHTS, read_expert, read_expert_metadata, shared_of
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
 from stages.shared.student.packing import kept, pack, unpack
@@ -28,12 +28,12 @@ def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
         if parameter.dim() == 2:
             rows, columns = parameter.shape
             parameter.data += 0.02 * torch.randn(rows, 2, generator=random) @ torch.randn(2, columns, generator=random)
-    save_experts(student, "cs", tmp_path / "experts", {**facts, "validation_wer": 0.25, "step": 7})
+    save_expert(student, "cs", tmp_path / "experts", {**facts, "validation_wer": 0.25, "step": 7})
     return tmp_path / "experts"
 
 
 def facts_of(folder: Path) -> dict:
-    return json.loads((folder / CONFIG).read_text())
+    return json.loads((folder / METADATA).read_text())
 
 
 @pytest.mark.parametrize(("precision", "rank"), [("int8", None), ("fp16", 2), ("int8", 2)])
@@ -42,9 +42,9 @@ def test_compress(precision, rank, experts, tiny_whisper, tmp_path, monkeypatch,
     flags = ["--precision", precision, *(["--rank", str(rank)] if rank else [])]
     assert run(monkeypatch, "experts", "compress", str(experts), "--out", str(out), *flags) == 0
     shared = shared_of(load_whisper(str(tiny_whisper), 1).model)
-    state = read_expert(experts, shared)
+    state = read_expert(experts, read_expert_metadata(experts), shared).state
     expected = unpack(pack(state, shared, precision, rank), shared, precision, rank, "here")
-    found = read_expert(out, shared)
+    found = read_expert(out, read_expert_metadata(out), shared).state
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     said = capsys.readouterr()
     assert said.out == ""
@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(experts, tiny_whisper, tmp_path, monkeypatch, cap
     assert "did you mean catalan" in line(2, "import", experts, "--lang", "catlan", "--out", out)
     assert "--lang" in line(2, "import", experts, "--out", out)
     other = make_tiny_whisper(tmp_path / "other", seed=1)
-    (experts / CONFIG).write_text(json.dumps({**facts_of(experts), "base": str(other)}))
+    (experts / METADATA).write_text(json.dumps({**facts_of(experts), "base": str(other)}))
     assert "expected the same base model" in line(1, "compress", experts, "--out", out)
     (experts / WEIGHTS).unlink()
     assert f"{experts / WEIGHTS}: no such file" in line(1, "info", experts)
@@ -158,7 +158,7 @@ def test_help_shows_examples_that_are_understood(command, monkeypatch, capsys):
     ],
 )
 def test_facts_that_are_not_sound_are_named(change, text, experts, tmp_path, monkeypatch, capsys):
-    (experts / CONFIG).write_text(json.dumps({**facts_of(experts), **change}))
+    (experts / METADATA).write_text(json.dumps({**facts_of(experts), **change}))
     for arguments in (["info", experts], ["compress", experts, "--out", tmp_path / "out"]):
         assert run(monkeypatch, "experts", *map(str, arguments)) == 1
-        assert capsys.readouterr().err.splitlines() == [f"pipeline: {experts / CONFIG}: {text}"]
+        assert capsys.readouterr().err.splitlines() == [f"pipeline: {experts / METADATA}: {text}"]

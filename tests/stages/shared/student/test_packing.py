@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from makers import save_expert
 from safetensors.torch import load_file, save_file
 
 from cache.errors import PipelineError
 from stages.shared.student.experts import (
-    CONFIG,
+    METADATA,
     WEIGHTS,
-    load_experts,
     read_expert,
-    save_experts,
+    read_expert_metadata,
     shared_of,
     write_expert,
 )
@@ -60,6 +60,12 @@ def test_values_come_back_in_their_precision():
         back = there_and_back(STATE, precision, None)
         assert back.keys() == STATE.keys()
         assert all(torch.equal(back[name], tensor.to(dtype).float()) for name, tensor in STATE.items())
+
+
+def load_without_base_check(student: Student, folder: Path) -> str:
+    """BASE is no model's."""
+    expert = read_expert(folder, read_expert_metadata(folder), student.shared_state())
+    return student.add_stored_expert(expert, str(folder))
 
 
 @pytest.mark.parametrize(("precision", "rank"), SETTINGS)
@@ -205,10 +211,10 @@ def test_values_that_cannot_be_stored_are_refused_before_anything_is_written(val
 def test_a_configuration_that_says_something_else(precision, rank, text, tmp_path):
     stored = ("int8", 5) if precision == "int8" or text.endswith("missing") else ("fp16", None)
     write_expert(tmp_path, "cs", STATE, SHARED, BASE, *stored)
-    config = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps({**config, "precision": precision, "rank": rank}))
+    config = json.loads((tmp_path / METADATA).read_text())
+    (tmp_path / METADATA).write_text(json.dumps({**config, "precision": precision, "rank": rank}))
     with pytest.raises(PipelineError, match=text) as caught:
-        read_expert(tmp_path, SHARED)
+        read_expert(tmp_path, read_expert_metadata(tmp_path), SHARED)
     assert str(caught.value).startswith(str(tmp_path))
 
 
@@ -241,7 +247,7 @@ def test_tensors_that_do_not_fit_are_named(change, text, tmp_path):
     change(stored)
     save_file(stored, tmp_path / WEIGHTS)
     with pytest.raises(PipelineError, match=text) as caught:
-        read_expert(tmp_path, SHARED)
+        read_expert(tmp_path, read_expert_metadata(tmp_path), SHARED)
     assert str(caught.value).startswith(f"{tmp_path}: ")
 
 
@@ -266,29 +272,29 @@ def student_of(whisper: Whisper) -> Student:
 def test_a_student_is_saved_and_loaded(precision, rank, whisper, tiny_whisper, tmp_path):
     plain = shared_of(whisper.model)
     student = student_of(whisper)
-    save_experts(student, "cs", tmp_path, BASE, precision, rank)
+    save_expert(student, "cs", tmp_path, BASE, precision, rank)
     other = Student.from_whisper(load_whisper(str(tiny_whisper), 1).model)
-    assert load_experts(other, tmp_path, "czech", base_checked=True) == "cs"
+    assert load_without_base_check(other, tmp_path) == "cs"
     wanted = unpack(pack(student.expert_state("cs"), plain, precision, rank), plain, precision, rank, "here")
     found = other.expert_state("cs")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    config = json.loads((tmp_path / CONFIG).read_text())
+    config = json.loads((tmp_path / METADATA).read_text())
     assert (config["precision"], config["rank"], config["format_version"]) == (precision, rank, 2)
     assert config["parameters"] == sum(tensor.numel() for tensor in found.values())
     with pytest.raises(PipelineError, match="holds experts for cs: expected one of them, found pl"):
-        load_experts(other, tmp_path, "polish")
+        other.load_expert(tmp_path, "polish")
 
 
 def test_what_is_refused_is_not_in_the_model(whisper, tmp_path):
     student = student_of(whisper)
-    save_experts(student, "cs", tmp_path, BASE, "int8", 3)
+    save_expert(student, "cs", tmp_path, BASE, "int8", 3)
     student.drop_expert("cs")
     stored = load_file(tmp_path / WEIGHTS)
     stored["decoder.layers.1.expert.fc2.weight.right.scale"][0] = torch.nan
     save_file(stored, tmp_path / WEIGHTS)
     with pytest.raises(PipelineError, match="'decoder.layers.1.expert.fc2.weight' has values that are not finite"):
-        load_experts(student, tmp_path, base_checked=True)
+        load_without_base_check(student, tmp_path)
     assert student.languages == []
 
 
@@ -296,12 +302,12 @@ def test_version_1_is_read(whisper, tiny_whisper, tmp_path):
     """Written by hand as version 1 had it: float16 values, and no word on precision."""
     state = {name: tensor.half().contiguous() for name, tensor in student_of(whisper).expert_state("cs").items()}
     save_file(state, tmp_path / WEIGHTS)
-    (tmp_path / CONFIG).write_text(json.dumps({"format_version": 1, "language": "cs", "parameters": 1, **BASE}))
+    (tmp_path / METADATA).write_text(json.dumps({"format_version": 1, "language": "cs", "parameters": 1, **BASE}))
     student = Student.from_whisper(load_whisper(str(tiny_whisper), 1).model)
-    assert load_experts(student, tmp_path, base_checked=True) == "cs"
+    assert load_without_base_check(student, tmp_path) == "cs"
     assert all(torch.equal(parameter, state[name].float()) for name, parameter in student.expert_state("cs").items())
 
 
 def test_a_folder_that_holds_no_expert(whisper, tmp_path):
     with pytest.raises(PipelineError, match="experts.json: no such file"):
-        load_experts(Student.from_whisper(whisper.model), tmp_path)
+        Student.from_whisper(whisper.model).load_expert(tmp_path)

@@ -11,7 +11,7 @@ from makers import run
 from published import PublishedLayer, make_published, save_published
 
 from cache.errors import PipelineError
-from stages.shared.student.experts import CONFIG, load_experts, shared_of
+from stages.shared.student.experts import METADATA, shared_of
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
 from stages.shared.student.published import (
@@ -68,7 +68,7 @@ def test_read_directly(checkpoint, tiny_whisper, tmp_path):
     model, made, folder = published(tiny_whisper, tmp_path, checkpoint)
     student = Student.from_whisper(load_whisper(str(tiny_whisper)).model)
     for name, code in (("catalan", "ca"), ("galician", "gl")):
-        assert load_experts(student, folder, name) == code
+        assert student.load_expert(folder, name) == code
     catalan, galician = reference(model, made, "catalan"), reference(model, made, "galician")
     assert (catalan[0] - galician[0]).abs().max() > 0.01
     assert_agrees(student, "ca", *catalan)
@@ -85,7 +85,7 @@ def test_imported(tiny_whisper, tmp_path, monkeypatch, capsys):
     loaded = load_model(str(out))
     assert loaded.student is not None
     assert_agrees(loaded.student, "gl", *reference(model, made, "galician"))
-    config = json.loads((out / CONFIG).read_text())
+    config = json.loads((out / METADATA).read_text())
     whisper = load_whisper(str(tiny_whisper))
     expected = {
         "language": "gl",
@@ -112,7 +112,7 @@ def test_values_that_float16_holds_are_stored_in_it(tiny_whisper, tmp_path, monk
     folder = save_published(model, LANGUAGES, tmp_path / "half", None)
     arguments = ["--lang", "ca", "--base", str(tiny_whisper), "--out", str(tmp_path / "ours")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 0
-    config = json.loads((tmp_path / "ours" / CONFIG).read_text())
+    config = json.loads((tmp_path / "ours" / METADATA).read_text())
     assert (config["precision"], config["base_checked"]) == ("fp16", False)
     student = load_model(str(tmp_path / "ours")).student
     own, shared = student.expert_state("ca"), shared_of(load_whisper(str(tiny_whisper)).model)
@@ -145,7 +145,7 @@ def test_another_base_is_named_by_its_first_tensor(checkpoint, name, tiny_whispe
     if ".fc1." in name:
         student = Student.from_whisper(base)
         with pytest.raises(PipelineError, match=f"another base than this one: tensor '{name}' differs by up to 0.25"):
-            load_experts(student, folder, "ca")
+            student.load_expert(folder, "ca")
         assert student.languages == []
 
 
@@ -185,7 +185,7 @@ def test_a_hostile_pickle_runs_nothing(kind, name, tiny_whisper, tmp_path, monke
     assert not target.exists()
     assert not (tmp_path / "out").exists()
     with pytest.raises(PipelineError, match="nothing in it was run"):
-        load_experts(Student.from_whisper(load_whisper(str(tiny_whisper)).model), folder, "ca")
+        Student.from_whisper(load_whisper(str(tiny_whisper)).model).load_expert(folder, "ca")
     assert not target.exists()
     if kind != "old torch file":  # the same file does run where it is read without care: the test could fail
         data = folder / name
@@ -236,10 +236,10 @@ def test_what_does_not_fit_is_named(change, text, tiny_whisper, tmp_path):
     folder = edited(published(tiny_whisper, tmp_path)[2], change)
     student = Student.from_whisper(load_whisper(str(tiny_whisper)).model)
     with pytest.raises(PipelineError, match=text) as caught:
-        load_experts(student, folder, "ca")
+        student.load_expert(folder, "ca")
     assert str(caught.value).startswith(f"{folder / 'expert.catalan.bin'}: ")
     assert student.languages == []
-    assert load_experts(student, folder, "gl") == "gl"  # the other one is whole
+    assert student.load_expert(folder, "gl") == "gl"  # the other one is whole
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000, -1])
@@ -248,7 +248,7 @@ def test_a_cut_file(cut, tiny_whisper, tmp_path):
     path = folder / "expert.catalan.bin"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(PipelineError, match="expert.catalan.bin: not readable as a torch file"):
-        load_experts(Student.from_whisper(load_whisper(str(tiny_whisper)).model), folder, "ca")
+        Student.from_whisper(load_whisper(str(tiny_whisper)).model).load_expert(folder, "ca")
 
 
 def refused(folder: Path, language: str | None = "ca") -> str:
@@ -265,7 +265,7 @@ def test_folders_that_are_not_right(tiny_whisper, tmp_path):
     )
     assert "in its folder are experts for no language" in refused(tiny_whisper)
     with pytest.raises(PipelineError, match="holds experts for ca, gl: expected one of them, found None"):
-        load_experts(Student.from_whisper(load_whisper(str(tiny_whisper)).model), folder)
+        Student.from_whisper(load_whisper(str(tiny_whisper)).model).load_expert(folder)
     for change, text in (
         ({"model_type": "whisper"}, "'whisper', expected 'distilwhisper'"),
         ({"clsr_gate_dim": 8}, "64"),
@@ -273,7 +273,7 @@ def test_folders_that_are_not_right(tiny_whisper, tmp_path):
         (folder / "config.json").write_text(json.dumps({"model_type": "distilwhisper", **change}))
         assert text in refused(folder)
     (folder / "config.json").unlink()  # the expert's own shapes say all that is needed
-    assert load_experts(Student.from_whisper(load_whisper(str(tiny_whisper)).model), folder, "ca") == "ca"
+    assert Student.from_whisper(load_whisper(str(tiny_whisper)).model).load_expert(folder, "ca") == "ca"
 
 
 @pytest.mark.parametrize("places", [None, {"a": 5}, {"a": "../other.bin"}, ["a"]])

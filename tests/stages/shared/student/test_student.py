@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import make_tiny_whisper
+from makers import make_tiny_whisper, save_expert
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
 from stages.shared.student.clsr import FeedForward, Gate, RoutedFeedForward
-from stages.shared.student.experts import CONFIG, WEIGHTS, load_experts, save_experts
+from stages.shared.student.experts import METADATA, WEIGHTS
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
 from stages.shared.student.routing import Router, Routing
@@ -305,7 +305,7 @@ def test_activation_dropout_is_refused(whisper):
 def saved(whisper: Whisper, folder: Path) -> Student:
     student = with_expert(whisper)
     facts = {"base": whisper.source, "base_weights": whisper.fingerprint, "audio_window_s": whisper.audio_window_s}
-    save_experts(student, "cs", folder, facts)
+    save_expert(student, "cs", folder, facts)
     return student
 
 
@@ -317,7 +317,7 @@ def test_experts_come_back(whisper, tiny_whisper, tmp_path):
     wanted |= {f"{name}.gate.{part}" for name in LAYERS for part in ("inner.weight", "inner.bias", "outer.weight")}
     assert stored.keys() == wanted
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METADATA, WEIGHTS]
     for name, parameter in student.expert_state("cs").items():
         assert torch.equal(stored[name], parameter.half())
         parameter.data = parameter.data.half().float()
@@ -326,15 +326,15 @@ def test_experts_come_back(whisper, tiny_whisper, tmp_path):
     assert loaded.student.languages == ["cs"]
     with student.route("cs"), loaded.student.route("cs"):
         assert torch.equal(logits(loaded.whisper.model), logits(student))
-    config = json.loads((tmp_path / CONFIG).read_text())
+    config = json.loads((tmp_path / METADATA).read_text())
     assert config["parameters"] == sum(tensor.numel() for tensor in stored.values())
 
 
 def test_experts_of_another_base_are_refused(whisper, tmp_path):
     saved(whisper, tmp_path / "experts")
     other = make_tiny_whisper(tmp_path / "other", seed=1)
-    config = json.loads((tmp_path / "experts" / CONFIG).read_text())
-    (tmp_path / "experts" / CONFIG).write_text(json.dumps({**config, "base": str(other)}))
+    config = json.loads((tmp_path / "experts" / METADATA).read_text())
+    (tmp_path / "experts" / METADATA).write_text(json.dumps({**config, "base": str(other)}))
     with pytest.raises(PipelineError) as caught:
         load_model(str(tmp_path / "experts"))
     for part in (
@@ -376,7 +376,7 @@ def test_tensors_that_do_not_fit_are_named(change, text, whisper, tiny_whisper, 
     fresh = load_whisper(str(tiny_whisper), 1)
     expected, student = logits(fresh.model), Student.from_whisper(fresh.model)
     with pytest.raises(PipelineError, match=text) as caught:
-        load_experts(student, tmp_path)
+        student.load_expert(tmp_path)
     assert str(tmp_path) in str(caught.value)
     # what was refused is not in the model
     with student.route("cs"):
@@ -389,10 +389,10 @@ def test_tensors_that_do_not_fit_are_named(change, text, whisper, tiny_whisper, 
     [
         (WEIGHTS, b"\x80\x04}.", "not readable as safetensors"),
         (WEIGHTS, b"", "not readable as safetensors"),
-        (CONFIG, b"{", "not valid JSON"),
-        (CONFIG, b'{"format_version": 3}', "format_version is 3, expected 2"),
-        (CONFIG, b'{"format_version": 2}', CONFIG),
-        (CONFIG, b"[]", CONFIG),
+        (METADATA, b"{", "not valid JSON"),
+        (METADATA, b'{"format_version": 3}', "format_version is 3, expected 2"),
+        (METADATA, b'{"format_version": 2}', METADATA),
+        (METADATA, b"[]", METADATA),
     ],
 )
 def test_damaged_files_are_refused(name, data, text, whisper, tmp_path):

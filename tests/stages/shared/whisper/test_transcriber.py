@@ -16,7 +16,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared.audio import decode_flac
-from stages.shared.student.loading import Loaded
+from stages.shared.student.loading import LoadedModel
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.models import Whisper, load_whisper
@@ -56,7 +56,7 @@ def saying(folder: Path, text: str, window: int = 1) -> Whisper:
     return whisper
 
 
-def with_expert(tiny: Path) -> Loaded:
+def with_expert(tiny: Path) -> LoadedModel:
     """An expert for cs that all tokens go to; letters alone are said."""
     whisper = load_whisper(str(tiny), 1)
     letters = set(whisper.tokenizer.convert_tokens_to_ids(list("abcdefghijklmnop")))
@@ -66,7 +66,7 @@ def with_expert(tiny: Path) -> Loaded:
         for layer in student.routed.values():
             layer.gates["cs"].outer.weight.fill_(1.0)
             layer.gates["cs"].inner.bias.fill_(50)
-    return Loaded(replace(whisper, model=student), student)
+    return LoadedModel(replace(whisper, model=student), student)
 
 
 def clip(number: int = 0) -> np.ndarray:
@@ -83,7 +83,7 @@ def shards(folder: Path, records: list[dict], split: str = "test") -> Path:
 # Who decodes: each gives the text of one clip
 
 
-def by_evaluate(model: Loaded, tmp_path: Path, **settings) -> str:
+def by_evaluate(model: LoadedModel, tmp_path: Path, **settings) -> str:
     chosen = EvaluateSettings(dtype="fp32", **settings)
     evaluate(
         model, shards(tmp_path / "test", [make_utterance(0)]), Subject("cs", "x", "x"), tmp_path / "x.json", chosen, CPU
@@ -91,12 +91,12 @@ def by_evaluate(model: Loaded, tmp_path: Path, **settings) -> str:
     return read_jsonl(tmp_path / "x.utterances.jsonl")[0]["hypothesis"]
 
 
-def by_transcribe(model: Loaded, tmp_path: Path) -> str:
+def by_transcribe(model: LoadedModel, tmp_path: Path) -> str:
     (tmp_path / "clip.flac").write_bytes(make_utterance(0)["audio"])
     return " ".join(said.text for said in transcribe(model, tmp_path / "clip.flac", "cs", CPU, "fp32"))
 
 
-def by_validation(model: Loaded, tmp_path: Path) -> str:
+def by_validation(model: LoadedModel, tmp_path: Path) -> str:
     """Validation keeps rates alone: the text that is right for it is that of `evaluate`."""
     text = by_evaluate(model, tmp_path)
     own = Validation("cs", [(clip(), text)], Transcriber(model.whisper, "cs", torch.float32))
@@ -150,7 +150,7 @@ LONG = " ".join(f"slovo{number:03d}" for number in range(40))  # 359 bytes, each
 
 @pytest.mark.parametrize("decode", [by_evaluate, by_transcribe, by_validation])
 def test_a_text_of_many_tokens_is_said_to_its_end(decode: Callable, tiny_whisper, tmp_path):
-    assert decode(Loaded(saying(tiny_whisper, LONG), None), tmp_path) == LONG
+    assert decode(LoadedModel(saying(tiny_whisper, LONG), None), tmp_path) == LONG
 
 
 def numbers(count: int) -> str:
@@ -168,7 +168,12 @@ def test_a_text_that_did_not_end_is_counted_and_marked(tokens, tiny_whisper, tmp
     assert (said.tokens[-1] == whisper.tokenizer.eos_token_id) == room
     source = shards(tmp_path / "test", [make_utterance(0)])
     metrics = evaluate(
-        Loaded(whisper, None), source, Subject("cs", "x", "x"), tmp_path / "x.json", EvaluateSettings(dtype="fp32"), CPU
+        LoadedModel(whisper, None),
+        source,
+        Subject("cs", "x", "x"),
+        tmp_path / "x.json",
+        EvaluateSettings(dtype="fp32"),
+        CPU,
     )
     row = read_jsonl(tmp_path / "x.utterances.jsonl")[0]
     assert (metrics["unended"], row["unended"], metrics["loops"]) == (int(not room), not room, 0)
@@ -194,7 +199,7 @@ def test_loops_are_cut_or_left(tiny_whisper, tmp_path):
     whisper = saying(tiny_whisper, "ano" + " ne" * 20)
     for cut in (True, False):
         (tmp_path / str(cut)).mkdir()
-        text = by_evaluate(Loaded(whisper, None), tmp_path / str(cut), cut_loops=cut)
+        text = by_evaluate(LoadedModel(whisper, None), tmp_path / str(cut), cut_loops=cut)
         assert text == ("ano ne" if cut else "ano" + " ne" * 20)
     said = {cut: Transcriber(whisper, "cs", torch.float32, cut)([clip()])[0] for cut in (True, False)}
     assert (said[True].looped, said[False].looped) == (True, True)
@@ -226,7 +231,7 @@ def test_nothing_is_said_where_nothing_is_to_be_heard(nothing, tiny_whisper):
 def test_silent_windows_of_a_recording_give_no_words(tiny_whisper, tmp_path):
     sound = np.concatenate([clip(0)[:9600], silent(3.4), clip(1)[:9600]])
     soundfile.write(tmp_path / "pauses.wav", sound, RATE, subtype="FLOAT")
-    model = Loaded(saying(tiny_whisper, "Ano."), None)
+    model = LoadedModel(saying(tiny_whisper, "Ano."), None)
     said = [one.text for one in transcribe(model, tmp_path / "pauses.wav", "cs", CPU, "fp32")]
     assert said.count("Ano.") == 2
     assert said.count("") == len(said) - 2 >= 2

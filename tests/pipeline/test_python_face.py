@@ -1,0 +1,94 @@
+"""What Python code imports, and the README's blocks, word for word."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from makers import make_tiny_whisper, make_utterance, speaking
+from sources import ROOT
+
+import pipeline
+from cache.errors import PipelineError
+from stages.shared.audio import SAMPLE_RATE, decode_flac
+from stages.shared.student.metadata import base_metadata
+from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.whisper.models import load_whisper
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The names that the README uses: a base, an expert that changes what is said, and recordings."""
+    folder = tmp_path_factory.mktemp("readme")
+    base = make_tiny_whisper(folder / "openai/whisper-small")
+    speaking(load_whisper(str(base)), listen=20, end=2.5, seed=4).model.save_pretrained(base)
+    whisper = load_whisper(str(base))
+    student = Student.from_whisper(whisper.model, ["gl"])
+    for parameter in student.expert_state("gl").values():
+        parameter.data += 0.1  # opens the gates, too
+    student.config.name_or_path = "openai/whisper-small"
+    student.save_expert(folder / "models/gl/clsr-kd", "gl", "fp32")
+    assert base_metadata("x", student.base_parameters(), 30)["base_weights"] == whisper.fingerprint
+    for number, name in enumerate(("talk.mp3", "galician.wav", "english.wav")):
+        soundfile.write(folder / name, decode_flac(make_utterance(number)["audio"]), SAMPLE_RATE, format="WAV")
+    return folder
+
+
+def test_there_are_two_blocks_and_they_use_the_package():
+    assert len(BLOCKS) == 2
+    assert all("from pipeline import" in block for block in BLOCKS)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["load_model", "transformers"])
+def test_a_block_of_the_readme_runs_as_written(block, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(compile(block, "README.md", "exec"), found)
+    out = capsys.readouterr().out
+    if "window" in found:
+        assert out == found["window"].text + "\n" and found["window"].text
+    else:
+        texts = found["processor"].batch_decode(found["ids"], skip_special_tokens=True)
+        assert out == f"{texts}\n"
+        generate, inputs = found["student"].generate, found["inputs"].input_features
+        plain = found["base"].generate(inputs[1:], language="en", task="transcribe")
+        assert found["ids"][1, : plain.shape[1]].tolist() == plain[0].tolist()  # English by the base
+        assert generate(inputs[:1], language="en", task="transcribe").tolist() != found["ids"][:1].tolist()
+
+
+def test_the_names_are_those_of_the_parts():
+    from stages.shared.student.loading import LoadedModel, load_model
+    from stages.transcribe.run import Transcript, transcribe
+
+    assert pipeline.DistilWhisperForConditionalGeneration is Student
+    assert (pipeline.load_model, pipeline.transcribe) == (load_model, transcribe)
+    assert (pipeline.LoadedModel, pipeline.Transcript) == (LoadedModel, Transcript)
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+    with pytest.raises(AttributeError, match="no attribute 'load_models'"):
+        pipeline.load_models  # noqa: B018
+
+
+def test_the_language_is_the_experts_or_asked_for(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    model = pipeline.load_model("models/gl/clsr-kd")
+    assert list(model.languages) == ["gl"]
+    default, named = (list(pipeline.transcribe(model, "talk.mp3", language)) for language in (None, "Galician"))
+    assert default == named
+    assert list(pipeline.transcribe(model, Path("talk.mp3"), device="cpu", dtype="fp32")) == default
+    base = pipeline.load_model("openai/whisper-small")
+    with pytest.raises(PipelineError, match="no language was given, and it does not say its language: give one"):
+        next(pipeline.transcribe(base, "talk.mp3"))
+
+
+def test_the_command_line_starts_without_torch():
+    """Also where the package's own names are offered."""
+    code = (
+        "import pipeline.cli, sys; print(*sorted({'torch', 'transformers', 'datasets', 'peft'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    assert {(ROOT / top / "py.typed").exists() for top in ("pipeline", "stages", "cache")} == {True}
