@@ -1,4 +1,4 @@
-"""The same records in another format, with all that the manifest says of them."""
+"""Writes the records of a folder of shards again in another format, with the other facts of its manifest."""
 
 from typing import Any
 
@@ -10,7 +10,13 @@ from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
 
-_OF_FILE = {"index", "name", "rows", "bytes", "sha256"}  # of an entry: what depends on the format, or is counted anew
+_OF_FILE = {
+    "index",
+    "name",
+    "rows",
+    "bytes",
+    "sha256",
+}  # fields of an entry that depend on the format or are counted again
 _OF_HEADER = {"format_version", "kind", "format", "fields", "settings", "shards", "rows", "sha256"}
 
 
@@ -21,15 +27,15 @@ def convert(
     rerun: Rerun = "refuse",
     progress: Progress[str] = silent,
 ) -> dict[str, Any]:
-    """Writes the records of `source` to `out` in `format`, and returns the manifest; goes on where it was interrupted.
+    """Writes the records of `source` to `out` in `format` and returns the manifest. Resumes where it was interrupted.
 
-    Raises PipelineError where a shard does not hold the records that its manifest says, or, where `rerun` is `refuse`, `out`
-    holds others.
+    Raises PipelineError where a shard does not hold the records that its manifest lists, and, if `rerun` is `refuse`, where
+    `out` holds other records.
     """
     if str(out.resolve()) == str(source.folder.resolve()):
-        raise PipelineError(f"{out}: the shards themselves lie there, expected another folder to write to")
+        raise PipelineError(f"{out}: this is the folder of the shards themselves, expected another folder to write to")
     with sole_writer(out):
-        return _convert(source, ShardWriter(out, source.kind, source.settings, format, rerun), rerun, progress)
+        return _convert(source, ShardWriter(out, source.kind, source.provenance, format, rerun), rerun, progress)
 
 
 def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress[str]) -> dict[str, Any]:
@@ -55,7 +61,10 @@ def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: P
 
 
 def _discard_others(source: ShardReader, writer: ShardWriter, rerun: Rerun) -> None:
-    """Equal settings do not make equal records: another machine's rounding, a transcript that was corrected."""
+    """Discards records that differ from the source's.
+
+    Equal settings do not ensure equal records: another machine rounds otherwise, or a transcript was corrected.
+    """
     entries = ShardReader(writer.folder, source.kind).shards if writer.complete else list(writer.shards.values())
     expected = {entry["index"]: entry["content"] for entry in source.shards}
     found = {entry["index"]: entry["content"] for entry in entries}
@@ -80,7 +89,7 @@ def _converted(source: ShardReader, index: int, out: AnyPath, format: str) -> di
 
 def _damaged(source: ShardReader, name: str) -> PipelineError:
     return PipelineError(
-        f"{source.folder / name}: not what was written there: `pipeline cache verify {source.folder}` lists all that is wrong"
+        f"{source.folder / name}: its content is not what was written: `pipeline cache verify {source.folder}` lists all faults"
     )
 
 

@@ -1,4 +1,4 @@
-"""Two folders of shards, record by record: what differs in their settings and fields, and for teachers by how much."""
+"""Compares two folders of shards record by record: which settings and fields differ, and for teachers by how much."""
 
 from typing import Any
 
@@ -10,17 +10,21 @@ from cache.progress import Progress, silent
 from cache.records import FIELDS
 from cache.shards import MANIFEST, ShardReader
 
-LIKELY = 0.01  # the least probability at which a difference of logarithms is worth a word
+# Shapes: N positions of a record, M its kept tokens, U the tokens that either side keeps, V vocabulary
+
+LIKELY = 0.01  # differences of log-probabilities count only where one of the probabilities is above this
 SHARDS_HELD = 2
 
 
 def compare(one: ShardReader, other: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
-    """All that differs, as JSON values, and in `equal` whether nothing does; the shards' format does not count.
+    """Returns all differences as JSON values; `equal` is True where there are none. The shards' format does not count.
 
-    Records are matched by id, wherever they stand; memory holds the ids, and of each folder a shard or two.
+    Records are matched by id, in whatever shard they are. Memory holds all ids, one shard of `one` and two of `other`.
     """
     if one.kind != other.kind:
-        raise PipelineError(f"{one.folder} holds {one.kind}, {other.folder} {other.kind}: expected the same of both")
+        raise PipelineError(
+            f"{one.folder} holds {one.kind}, {other.folder} {other.kind}: expected two folders of one kind"
+        )
     records = _Records(one, other)
     done, total = 0, sum(one.rows)
     progress(done, total, "")
@@ -29,11 +33,11 @@ def compare(one: ShardReader, other: ShardReader, progress: Progress[str] = sile
             records.compare((index, row), record)
         done += rows
         progress(done, total, "")
-    names = {**one.settings, **other.settings}
-    settings = {name: [one.settings.get(name), other.settings.get(name)] for name in names}
+    names = {**one.provenance, **other.provenance}
+    pairs = {name: [one.provenance.get(name), other.provenance.get(name)] for name in names}
     left_out = [reader.manifest.get("left_out", {}) for reader in (one, other)]
     differing = {
-        "settings": {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
+        "settings": {name: pair for name, pair in pairs.items() if pair[0] != pair[1]},
         "shards": [one.rows, other.rows] if one.rows != other.rows else [],
         "only_in_first": records.missing,
         "only_in_second": list(records.places),
@@ -49,12 +53,12 @@ def compare(one: ShardReader, other: ShardReader, progress: Progress[str] = sile
         "records": [sum(one.rows), sum(other.rows)],
         "same": records.same,
         **differing,
-        "distributions": records.distances.facts() if records.distances else None,
+        "distributions": records.distances.statistics() if records.distances else None,
     }
 
 
 class _Records:
-    """The second folder's records by id, and what was found in comparing them with the first's."""
+    """Holds the second folder's records by id, and counts their differences from the first folder's."""
 
     def __init__(self, one: ShardReader, other: ShardReader):
         self.other, self.held = other, dict[int, list[dict]]()
@@ -94,19 +98,20 @@ class _Records:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other)
-    return one == other or (one != one and other != other)  # not a number on both sides
+    return one == other or (one != one and other != other)  # NaN equals NaN here
 
 
 class _Distances:
-    """Between two teachers' distributions at the positions of records with the same targets.
+    """Measures the distance of two teachers' distributions, over the positions of records with the same targets.
 
-    A position has a bin for each token that either keeps, and one for the rest; both sides sum to one. Where a token is
-    kept by one alone the other's is in its rest, and counts as zero: caches of one teacher with another top_k differ so, too.
-    Over the tokens that both keep, with all others in the rest, they do not.
+    A position has one bin for each token that either side keeps and one bin for the rest. Both sides sum to one.
+    A token that only one side keeps has probability zero on the other, because it is part of that side's rest. Therefore
+    two caches of one teacher with different top_k differ. `common_sum` compares only the tokens that both sides keep, with
+    all others in the rest: there such caches do not differ.
     """
 
     def __init__(self, one: ShardReader, other: ShardReader):
-        self.bits = [bounded(each.settings, "bits", 1, 8, str(each.folder / MANIFEST)) for each in (one, other)]
+        self.bits = [bounded(each.provenance, "bits", 1, 8, str(each.folder / MANIFEST)) for each in (one, other)]
         self.positions = self.same_top = 0
         self.sum = self.common_sum = self.greatest = self.log_prob = 0.0
 
@@ -128,8 +133,8 @@ class _Distances:
         self.sum, self.common_sum = self.sum + float(js_N.sum()), self.common_sum + float(common_N.sum())
         self.greatest = max(self.greatest, float(js_N.max()))
 
-    def facts(self) -> dict[str, Any]:
-        """Jensen-Shannon divergences in nats: 0 where equal, at most log 2."""
+    def statistics(self) -> dict[str, Any]:
+        """Returns means and maxima. Jensen-Shannon divergences are in nats: 0 where equal, at most log 2."""
         count = self.positions
         return {
             "positions": count,
@@ -142,7 +147,7 @@ class _Distances:
 
 
 def _bins(record: dict, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the kept tokens: position and id in one number, and the probability, scaled so that a position sums to one."""
+    """Returns for each kept token a key, position << 16 | id, and its probability, scaled so that each position sums to one."""
     counts_N = record["top_counts"]
     position_M = np.repeat(np.arange(len(counts_N)), counts_N)
     prob_M = np.exp(stored_log_probs(record["top_probs"], bits), dtype=np.float64)
@@ -151,14 +156,14 @@ def _bins(record: dict, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _at(wanted_U: np.ndarray, key_M: np.ndarray, prob_M: np.ndarray) -> np.ndarray:
-    """Probabilities by key, 0 where there is none."""
+    """Returns the probability of each wanted key, 0 where `key_M` lacks it."""
     probs_U = np.zeros(len(wanted_U))
     probs_U[np.searchsorted(wanted_U, key_M)] = prob_M
     return probs_U
 
 
 def _jensen_shannon(position_U: np.ndarray, p_U: np.ndarray, q_U: np.ndarray, count: int) -> np.ndarray:
-    """(N,) in nats: of the given bins and, at each position, one for what they leave of 1."""
+    """Returns the divergence at each position, (N,) in nats. One more bin per position holds what the given bins leave of 1."""
     rest = [np.maximum(1 - np.bincount(position_U, each, count), 0) for each in (p_U, q_U)]
     return np.maximum(np.bincount(position_U, _terms(p_U, q_U), count) + _terms(*rest), 0)
 
@@ -169,12 +174,12 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _tail_distance(one_V: np.ndarray, other_V: np.ndarray) -> float:
-    """The share of the mean tail's mass that lies elsewhere; all of it, where the vocabularies differ."""
+    """Returns the total variation distance of the mean tails, 0 to 1; 1 where the vocabularies differ."""
     return float(np.abs(one_V - other_V).sum() / 2) if one_V.shape == other_V.shape else 1.0
 
 
 def _top(record: dict) -> np.ndarray:
-    """(T,) the most likely token, -1 where none is kept."""
+    """Returns the most likely token of each position, (N,); -1 where none is kept."""
     counts = record["top_counts"].astype(np.int64)
     first = np.append(record["top_ids"].astype(np.int64), -1)[
         np.minimum(counts.cumsum() - counts, len(record["top_ids"]))

@@ -1,4 +1,4 @@
-"""The one error type for anything that a user, a file or a configuration can cause; and how running out of memory shows."""
+"""The one error type for anything that a user, a file or a configuration can cause, and the test for lack of memory."""
 
 import errno
 import re
@@ -11,11 +11,11 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class PipelineError(ValueError):
-    """Its text is one line: what was found, what was expected, what to do. The command line prints just that."""
+    """An error that a user can mend. Its text is one line: what was found, what was expected, what to do."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells by type or text whether the memory of the host or of a device did not suffice: libraries have no common type."""
+    """Returns whether the host or a device ran out of memory, by type or text: libraries have no common error type."""
     if isinstance(error, PipelineError):
         return False
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

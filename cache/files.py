@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: a temporary name, fsync, rename; in an object store one upload."""
+"""Writes files that are either whole or absent: temporary name, fsync, rename; in an object store one upload."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ TEMPORARY = ".tmp-"
 
 
 def download_folder() -> Path:
-    """$PIPELINE_CACHE, or the user's cache folder. What is in it can be removed at any time, and is fetched again."""
-    if chosen := os.environ.get("PIPELINE_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    """Returns $PIPELINE_CACHE, or the user's cache folder. Its files may be removed at any time: they are fetched again."""
+    if folder := os.environ.get("PIPELINE_CACHE"):
+        return Path(folder).expanduser().absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    if not base.is_absolute():  # the XDG specification: such a value counts as none
+    if not base.is_absolute():  # the XDG specification says to ignore such a value
         base = Path("~/.cache").expanduser()
     return base / "whisper-offline-distillation"
 
 
 @contextmanager
 def atomic_path(path: AnyPath) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on a clean exit it is fsynced and takes the name, else it is removed.
+    """Yields a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
 
-    What goes to a store is written to this machine's folder for temporary files first ($TMPDIR) and sent when complete.
+    For a store, the file is written to this machine's folder for temporary files ($TMPDIR) and sent when complete.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +67,14 @@ def _send_once(source: Path, target: RemotePath) -> None:
         store.put_file(str(source), temporary.path)
         store.mv(temporary.path, target.path)
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
+        with suppress(Exception):  # the first error is the one to report
             store.rm_file(temporary.path)
         raise
 
 
 @contextmanager
 def local_copy(path: AnyPath) -> Iterator[Path]:
-    """Yields `path`, or a temporary copy of what lies in a store. Raises FileNotFoundError where there is no such file."""
+    """Yields `path`, or a temporary copy of it if it lies in a store. Raises FileNotFoundError where there is no such file."""
     if isinstance(path, Path):
         yield path
         return
@@ -90,7 +90,10 @@ def download(path: RemotePath, target: Path) -> None:
 
 @contextmanager
 def local_folder(folder: AnyPath) -> Iterator[Path]:
-    """Yields `folder`, or a temporary one whose files are sent to the store on a clean exit: for libraries' own writers."""
+    """Yields `folder`, or a temporary folder whose files are sent to the store on a clean exit.
+
+    It is for libraries that write only to local folders.
+    """
     if isinstance(folder, Path):
         yield folder
         return
@@ -101,7 +104,7 @@ def local_folder(folder: AnyPath) -> Iterator[Path]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    """Makes renames in `folder` survive a power cut. Does nothing where folders cannot be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -113,8 +116,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
+    """Writes UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
-        # a file name that is not UTF-8 has characters which UTF-8 lacks: in JSON this is their escape
+        # a file name that is not UTF-8 holds characters that UTF-8 lacks: "\udc80" is also their escape in JSON
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -127,7 +131,7 @@ def write_jsonl(path: AnyPath, rows: list[dict[str, Any]]) -> None:
 
 
 def append_text(path: AnyPath, text: str) -> None:
-    """Adds to a file that one process alone writes; in a store, where nothing can be added, the file is written anew."""
+    """Appends to a file that only one process writes. In a store, which cannot append, writes the whole file again."""
     if isinstance(path, Path):
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
@@ -136,19 +140,19 @@ def append_text(path: AnyPath, text: str) -> None:
 
 
 def read_json(path: AnyPath) -> Any:
-    """Raises PipelineError where the file is missing or is not JSON."""
+    """Returns the file's value. Raises PipelineError where the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: also bytes that are not UTF-8, or thousands of digits
         raise PipelineError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
-    """Raises PipelineError where the file is missing or a line is not JSON."""
+    """Returns the value of each line. Raises PipelineError where the file is missing or a line is not JSON."""
     try:
-        # not splitlines(): JSON leaves U+2028 and its like as they are
+        # not splitlines(), which also splits at U+2028 and the like, and JSON does not escape those
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file") from None
@@ -165,7 +169,7 @@ def sha256_file(path: AnyPath) -> str:
 
 
 def remove_temporaries(folder: AnyPath) -> None:
-    """Removes what a killed process left half-written: in an object store nothing ever is."""
+    """Removes the half-written files of a killed process. An object store never has any."""
     if not isinstance(folder, Path) and folder.protocol in storage.OBJECT_STORES:
         return
     for path in folder.glob(f"{TEMPORARY}*"):

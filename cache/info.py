@@ -1,4 +1,4 @@
-"""What a folder of shards holds, in numbers. Read shard by shard: memory does not grow with the folder."""
+"""Counts what a folder of shards holds, shard by shard: memory does not grow with the folder."""
 
 from typing import Any
 
@@ -9,12 +9,14 @@ from cache.progress import Progress, silent
 from cache.records import MAX_SECONDS
 from cache.shards import MANIFEST, ShardReader
 
-MASS_STEP, LENGTH_STEP = 1e-4, 0.1  # of the histograms from which quantiles are read; seconds
+# Shapes: N positions of a shard
+
+MASS_STEP, LENGTH_STEP = 1e-4, 0.1  # bin widths of the histograms that give the quantiles; lengths in seconds
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
 
 
-def facts(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
-    """Of a finished folder, as JSON values; None where a number is not known."""
+def statistics(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
+    """Returns the statistics of a finished folder as JSON values, None for a number that is not known."""
     manifest = reader.manifest
     size = sum(entry["bytes"] for entry in reader.shards)
     common = {
@@ -22,7 +24,7 @@ def facts(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, An
         "kind": reader.kind,
         "format": reader.format,
         "format_version": manifest["format_version"],
-        "settings": reader.settings,
+        "settings": reader.provenance,
         "shards": len(reader.shards),
         "utterances": sum(reader.rows),
         "hours": sum(entry.get("seconds", 0) for entry in reader.shards) / 3600,
@@ -38,7 +40,7 @@ def facts(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, An
         counts.add(reader, index)
         done += rows
         progress(done, common["utterances"], "")
-    return {**common, **counts.facts(size)}
+    return {**common, **counts.statistics(size)}
 
 
 class _Utterances:
@@ -55,7 +57,7 @@ class _Utterances:
             self.speakers.add(row["speaker"])
             self.untranscribed += not row["text"]
 
-    def facts(self, size: int) -> dict[str, Any]:
+    def statistics(self, size: int) -> dict[str, Any]:
         return {
             "seconds": _quantiles(self.lengths, LENGTH_STEP),
             "bytes_per_second": _ratio(size, self.seconds),
@@ -65,15 +67,15 @@ class _Utterances:
 
 
 class _Distributions:
-    """Over all positions of a teacher's cache."""
+    """Counts over all positions of a teacher cache."""
 
     def __init__(self, reader: ShardReader):
         self.manifest = reader.manifest
-        self.bits = bounded(reader.settings, "bits", 1, 8, str(reader.folder / MANIFEST))
-        self.kept = np.zeros(1 << 16, np.int64)  # positions by how many tokens they keep
-        self.mass = np.zeros(round(1 / MASS_STEP) + 1, np.int64)  # positions by the mass of these
+        self.bits = bounded(reader.provenance, "bits", 1, 8, str(reader.folder / MANIFEST))
+        self.kept = np.zeros(1 << 16, np.int64)  # positions by their number of kept tokens
+        self.mass = np.zeros(round(1 / MASS_STEP) + 1, np.int64)  # positions by the mass of their kept tokens
         self.mass_sum = self.entropy_sum = self.log_prob_sum = 0.0
-        self.scored = 0  # positions whose targets' log-probability is known
+        self.scored = 0  # positions whose target's log-probability is known
 
     def add(self, reader: ShardReader, index: int) -> None:
         records = reader.read(index)
@@ -91,7 +93,7 @@ class _Distributions:
         self.mass += np.bincount(np.rint(mass_N / MASS_STEP).astype(np.int64), minlength=len(self.mass))
         self.kept += np.bincount(counts_N.astype(np.int64), minlength=len(self.kept))
 
-    def facts(self, size: int) -> dict[str, Any]:
+    def statistics(self, size: int) -> dict[str, Any]:
         tokens = int(self.kept.sum())
         return {
             "tokens": tokens,
@@ -112,7 +114,7 @@ def _ratio(total: float, count: float) -> float | None:
 
 
 def _quantiles(histogram: np.ndarray, step: float) -> dict[str, float | None]:
-    """Of values counted in steps: the first up to which at least that share of them lies."""
+    """Returns for each quantile the smallest value, a multiple of `step`, that at least this share does not exceed."""
     below = histogram.cumsum()
     return {
         name: round(int(np.searchsorted(below, share * below[-1])) * step, 6) if below[-1] else None

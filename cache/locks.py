@@ -1,4 +1,4 @@
-"""One process at a time writes to a place: by the operating system's lock, and in a store by a lease."""
+"""Ensures that one process at a time writes to a file or folder: by a lock of the operating system, in a store by a lease."""
 
 import json
 import os
@@ -17,58 +17,60 @@ from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath, RemotePath
 
-LEASE_S = 300.0  # how long a lease holds that its process does not renew
+LEASE_S = 300.0  # a lease ends so long after its process last renewed it
 RENEW_S = 60.0
-SETTLE_S = 1.0  # after a lease is written: whoever wrote one at the same moment, and later, has the place
+SETTLE_S = 1.0  # after writing a lease, before reading it again: of two processes the later writer keeps it
 
-_held: set[str] = set()  # this process's leases
+_held: set[str] = set()  # leases of this process
 
 
 @contextmanager
-def sole_writer(*places: AnyPath) -> Iterator[None]:
-    """While the block runs no other process gets these files or folders from here. Readers are not kept out.
+def sole_writer(*targets: AnyPath) -> Iterator[None]:
+    """Keeps other processes from writing to these files or folders while the block runs. Readers are not kept out.
 
-    The lock lies beside its place, as `.NAME.lock`, and is removed at the end; what a killed process leaves holds nothing.
-    Raises PipelineError naming the process that has one of them.
+    The lock is a file beside its target, `.NAME.lock`, and is removed at the end. The file of a killed process locks nothing.
+    Raises PipelineError naming the process that holds one of the targets.
     """
     with ExitStack() as stack:
-        for place in sorted(dict.fromkeys(map(_resolved, places)), key=str):
-            path = place.parent / f".{place.name}.lock"
-            stack.enter_context(_locked(path, place) if isinstance(path, Path) else _leased(path, place))
+        for target in sorted(dict.fromkeys(map(_resolved, targets)), key=str):
+            path = target.parent / f".{target.name}.lock"
+            stack.enter_context(_locked(path, target) if isinstance(path, Path) else _leased(path, target))
         yield
 
 
-def _resolved(place: AnyPath) -> AnyPath:
-    return place.resolve() if isinstance(place, Path) else place
+def _resolved(target: AnyPath) -> AnyPath:
+    return target.resolve() if isinstance(target, Path) else target
 
 
 @contextmanager
-def _locked(path: Path, place: AnyPath) -> Iterator[None]:
+def _locked(path: Path, target: AnyPath) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise _in_use(place, _read(path)) from None
+        raise _in_use(target, _read(path)) from None
     try:
         path.write_text(json.dumps(_this_process()), encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who comes now makes another, and who has it open looks again
+        path.unlink(
+            missing_ok=True
+        )  # while locked: a new process makes another file, one that has this open tries again
         lock.release()
 
 
 @contextmanager
-def _leased(path: RemotePath, place: AnyPath) -> Iterator[None]:
+def _leased(path: RemotePath, target: AnyPath) -> Iterator[None]:
     own = uuid.uuid4().hex
-    _check_free(path, place, own)
+    _check_free(path, target, own)
     _held.add(own)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
     try:
         _write(path, own)
         time.sleep(SETTLE_S)
-        _check_free(path, place, own)
+        _check_free(path, target, own)
         renewal.start()
         yield
     finally:
@@ -76,24 +78,22 @@ def _leased(path: RemotePath, place: AnyPath) -> Iterator[None]:
         _held.remove(own)
         if renewal.ident is not None:
             renewal.join()
-        with suppress(
-            PipelineError
-        ):  # the store fails: the first error is the one to tell, and the lease ends by itself
+        with suppress(PipelineError):  # the store fails: the first error is the one to report, and the lease runs out
             if _is_own(path, own):
                 path.unlink(missing_ok=True)
 
 
 def _renew(path: RemotePath, own: str, ended: threading.Event) -> None:
     while not ended.wait(RENEW_S):
-        with suppress(PipelineError):  # a store that fails for longer than a lease ends the run by its own error
+        with suppress(PipelineError):  # if the store fails for longer, the next write raises its own error
             if _is_own(path, own):
                 _write(path, own)
 
 
-def _check_free(path: RemotePath, place: AnyPath, own: str) -> None:
+def _check_free(path: RemotePath, target: AnyPath, own: str) -> None:
     found = _read(path)
     if found and found.get("lease") != own and not _is_over(found):
-        raise _in_use(place, found, f"; if that process was killed, wait until {_end(found)}")
+        raise _in_use(target, found, f"; if that process was killed, wait until {_end(found)}")
 
 
 def _is_over(lease: dict[str, Any]) -> bool:
@@ -112,7 +112,7 @@ def _is_alive(process: object) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another account's
+    except PermissionError:  # the process belongs to another account
         return True
     return True
 
@@ -126,7 +126,7 @@ def _write(path: RemotePath, own: str) -> None:
 
 
 def _read(path: AnyPath) -> dict[str, Any]:
-    """{} where there is none, or none that can be read."""
+    """Returns the content of a lock file, {} where there is none or it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, PermissionError, ValueError) as error:
@@ -149,12 +149,12 @@ def _end(lease: dict[str, Any]) -> str:
     return time.strftime("%H:%M:%S", time.localtime(_time(lease) + LEASE_S))
 
 
-def _in_use(place: AnyPath, holder: dict[str, Any], until: str = "") -> PipelineError:
+def _in_use(target: AnyPath, holder: dict[str, Any], until: str = "") -> PipelineError:
     who = (
         f"process {holder['process']} on {holder['host']}"
         if {"process", "host"} <= holder.keys()
         else "another process"
     )
     return PipelineError(
-        f"{place}: in use by {who}, expected one at a time: wait until it ends, or give another place{until}"
+        f"{target}: in use by {who}, expected one at a time: wait until it ends, or give another path{until}"
     )

@@ -1,4 +1,4 @@
-"""What a manifest must look like before anything in it is relied on, whoever wrote it."""
+"""Checks a manifest before anything in it is used: anyone may have written it."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ from cache.storage import AnyPath
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """Of all that it says, but for this hash itself."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Returns the hash of all fields but `sha256` itself."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_depth(header: dict[str, Any], path: AnyPath, levels: int = 20) -> None:
-    """What is nested some hundred levels deep can be read, but not written again."""
+    """Raises PipelineError at more than `levels` levels: values nested some hundred deep can be read, but not written."""
     parts: list[Any] = [header]
     for _ in range(levels):
         nested = [part.values() if isinstance(part, dict) else part for part in parts]
@@ -26,7 +26,10 @@ def check_depth(header: dict[str, Any], path: AnyPath, levels: int = 20) -> None
 
 
 def check_entry(entry: Any, path: AnyPath) -> None:
-    """A shard's name must not lead out of its folder, whoever wrote the manifest."""
+    """Raises PipelineError where a shard's entry lacks a field, or its name is another than that of its index.
+
+    The check of the name also keeps a path from leading out of the folder.
+    """
     found = entry if isinstance(entry, dict) else {}
     numbers = [found.get(name) for name in ("index", "rows", "bytes")]
     good = all(type(number) is int and number >= 0 for number in numbers)
@@ -39,7 +42,7 @@ def check_entry(entry: Any, path: AnyPath) -> None:
 
 
 def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
-    """What the stages add to an entry."""
+    """Checks the types of the fields that stages add to an entry."""
     numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
     lists = [entry.get(name, []) for name in ("left_out", "noticed")]
     batch_size = entry.get("batch_size", 1)

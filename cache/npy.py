@@ -1,11 +1,11 @@
-"""Arrays in numpy's own format, read without trust: no pickle, no evaluated header, no memory but what the data takes."""
+"""Reads untrusted arrays in numpy's format: no pickle, no evaluated header, no more memory than the data takes."""
 
 import io
 import re
 
 import numpy as np
 
-# As np.save writes a flat array of numbers; numpy's own reader would hand the header to Python's parser.
+# The header that np.save writes for a flat array of numbers. numpy's own reader gives the header to Python's parser.
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
     rb"\{'descr': '([<|](?:[iu][1248]|f[248]))', 'fortran_order': False, 'shape': \((\d{1,18}),\), \} *\n"
@@ -13,13 +13,14 @@ _HEADER = re.compile(
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
+    """Returns `array`, of any shape and dtype but object, as the bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """A flat array. Raises ValueError where the data is no such thing, or not as long as its header says."""
+    """Returns a flat, read-only array. Raises ValueError where `data` is no such array or not as long as its header says."""
     start = len(_START) + 2
     end = start + int.from_bytes(data[len(_START) : start], "little")
     header = _HEADER.fullmatch(data[start:end])

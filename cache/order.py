@@ -1,4 +1,4 @@
-"""The order in which samples are read: a pure function of the shards' sizes, a seed and the epoch."""
+"""The order in which samples are read. It is a pure function of the shards' sizes, a seed and the epoch."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,9 +11,9 @@ SHARDS_AT_ONCE = 4
 
 
 def epoch_order(rows: list[int], seed: int, epoch: int, shards_at_once: int = SHARDS_AT_ONCE) -> list[tuple[int, int]]:
-    """Every (shard, row) once, shuffled: the shards among each other, then the rows of `shards_at_once` shards together.
+    """Returns every (shard, row) once, shuffled: first the shards, then the rows of each `shards_at_once` shards together.
 
-    A reader therefore never needs more than `shards_at_once` shards in memory, and can begin anywhere in the list.
+    A reader therefore needs at most `shards_at_once` shards in memory, and can begin anywhere in the list.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     shards = random.permutation(len(rows))
@@ -33,10 +33,11 @@ def samples(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[T]:
-    """The epoch's samples from number `start` on, of which `rank` of `world` readers takes each `world`-th.
+    """Yields the epoch's samples from number `start` on; reader `rank` of `world` readers takes each `world`-th.
 
-    load: shard -> its samples, as many as `rows` says. `start` counts the samples of all readers together, so that a run
-    can go on at any sample with any other number of readers: together they read each sample of the epoch exactly once.
+    load: returns a shard's samples, as many as `rows` says.
+    start: counts the samples of all readers together. A run can therefore resume at any sample with another number of
+    readers: together they read each sample of the epoch exactly once.
     """
     loaded: dict[int, list[T]] = {}
     for shard, row in epoch_order(rows, seed, epoch)[start + rank :: world]:

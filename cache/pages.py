@@ -1,10 +1,10 @@
-"""What decoding a Parquet file will really take, from its pages' own headers.
+"""Computes the memory that decoding a Parquet file takes, from the headers of its pages.
 
-pyarrow goes by the page headers: a footer that says 3 values does not keep it from decoding the 200 million of a page of
-60 bytes (run-length coding), nor a small size in the footer from decompressing what a page claims. It has no limit to set
-on memory either. So the headers, which stand uncompressed before each page, are read here first and must agree with the
-footer. The footer is read here, too: pyarrow ends the process at some damaged ones when it is asked for a column's
-metadata, though not when it reads the column. The structures' fields: parquet.thrift.
+pyarrow decodes what the page headers say. With run-length coding a page of 60 bytes can hold 200 million values: pyarrow
+decodes them even if the footer says 3, and it decompresses what a page claims even if the footer gives a small size.
+pyarrow has no limit on memory. Therefore the headers, which stand uncompressed before each page, are read here first and
+must agree with the footer. The footer is read here, too: asked for a column's metadata, pyarrow ends the process at some
+damaged footers, though not when it reads the column. Field numbers: parquet.thrift.
 """
 
 import os
@@ -15,11 +15,11 @@ from cache.records import VALUE_BYTES
 from cache.thrift import Compact
 
 MAGIC = b"PAR1"
-FOOTER_BYTES = 1 << 23  # a shard of as many records as may be has a footer of 6 MB
-HEADER_BYTES = 1 << 16  # pyarrow keeps a column's least and greatest value in it, where they are short
-PAGE_BYTES = 1024  # what a page takes besides what is in it
+FOOTER_BYTES = 1 << 23  # a shard with the most records that are allowed has a footer of 6 MB
+HEADER_BYTES = 1 << 16  # it holds a column's least and greatest value, if they are small
+PAGE_BYTES = 1024  # memory of a page in addition to its content
 _DICTIONARY = 2
-_STRUCT_OF = {0: 5, _DICTIONARY: 7, 3: 8}  # page type (0 data, 3 data v2) -> field of PageHeader that is about it
+_STRUCT_OF = {0: 5, _DICTIONARY: 7, 3: 8}  # page type (0 data, 3 data v2) -> field of PageHeader that describes it
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Cost:
 
 
 def decoding_cost(file: BinaryIO, columns: set[str]) -> Cost:
-    """Of the named `columns`. Raises ValueError where headers and footer contradict each other or the file's size."""
+    """Returns the cost of `columns`. Raises ValueError where headers and footer contradict each other or the file's size."""
     end = file.seek(0, os.SEEK_END)
     footer = _footer(file, end)
     groups = [_number(group, 3) for group in _field(footer, 4, list)]
@@ -53,7 +53,7 @@ def decoding_cost(file: BinaryIO, columns: set[str]) -> Cost:
 
 
 def _top_level(path: list[Any]) -> str:
-    """A name may hold dots: what it is taken for then is a column of that name, too, and counts with it."""
+    """Returns the name of the top-level column. A part after a dot is cut off, and counts with the column before the dot."""
     if not path or not all(isinstance(part, bytes) for part in path):
         raise ValueError(f"a column called {path}")
     return path[0].decode().partition(".")[0]
@@ -69,7 +69,7 @@ def _footer(file: BinaryIO, end: int) -> dict[int, Any]:
 
 
 def _page_sizes(file: BinaryIO, column: str, metadata: dict[int, Any], file_end: int) -> list[int]:
-    """What each page of a column chunk takes, decompressed."""
+    """Returns the bytes that each page of a column chunk takes, decompressed."""
     at, dictionary = _number(metadata, 9), metadata.get(11, 0)
     if isinstance(dictionary, int) and 0 < dictionary < at:
         at = dictionary
@@ -97,7 +97,7 @@ class _Page:
 
 
 def _page(file: BinaryIO, at: int, end: int) -> tuple[_Page, int]:
-    """The page at `at`, and how long its header is."""
+    """Returns the page at byte `at`, and the length of its header."""
     file.seek(at)
     reader = Compact(file.read(min(HEADER_BYTES, end - at)))
     header = reader.struct()
@@ -109,7 +109,7 @@ def _page(file: BinaryIO, at: int, end: int) -> tuple[_Page, int]:
 
 
 def _field(fields: Any, field: int, kind: type) -> Any:
-    """A list or struct of a struct."""
+    """Returns a field of a struct. Raises ValueError where it is missing or not of type `kind`."""
     value = fields.get(field) if isinstance(fields, dict) else None
     if type(value) is not kind:
         raise ValueError(f"{str(value)[:40]!r} in field {field}, expected a {kind.__name__}")
@@ -117,7 +117,7 @@ def _field(fields: Any, field: int, kind: type) -> Any:
 
 
 def _number(fields: Any, field: int) -> int:
-    """A count, a size or an offset of a struct."""
+    """Returns a count, a size or an offset. Raises ValueError where it is negative or too large."""
     value: int = _field(fields, field, int)
     if not 0 <= value < 1 << 62:
         raise ValueError(f"{value} in field {field}")

@@ -1,4 +1,4 @@
-"""Shards as Parquet: zstd, plain typed columns, page checksums."""
+"""Writes and reads shards as Parquet: zstd, plain typed columns, page checksums."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -30,7 +30,7 @@ def _arrow_type(field_type: str) -> pa.DataType:
 
 
 def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
-    """Writes `records`; the bytes depend on nothing but them and the pyarrow version."""
+    """Writes `records`. The bytes depend only on them and on the pyarrow version."""
     schema = arrow_schema(fields)
     columns = [pa.array([record[field.name] for record in records], field.type) for field in schema]
     table = pa.Table.from_arrays(columns, schema=schema)
@@ -43,21 +43,21 @@ def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
         row_group_size=ROWS_PER_GROUP,
         write_page_checksum=True,
         use_dictionary=False,
-        # the bytes of numbers apart: high ones resemble each other, and zstd finds them side by side
+        # stores the k-th bytes of all numbers together: high bytes resemble each other, so that zstd packs them better
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in arrays},
     )
 
 
 def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
-    """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
+    """Returns the shard's records in order, with the named `fields` (all, or some of them); arrays are numpy arrays.
 
-    Raises PipelineError, which begins with `where`, on a damaged or foreign file, and on one that would take more memory
-    than any shard does.
+    Raises PipelineError, beginning with `where`, on a damaged or foreign file, and on one that would take more memory than
+    any shard does.
     """
     try:
         cost = decoding_cost(file, set(fields))
         batch_rows = _batch_rows(cost)
-        # Without page_checksum_verification a flipped byte is read in silence.
+        # Without page_checksum_verification a flipped byte is read silently.
         shard = pq.ParquetFile(file, page_checksum_verification=True)
         found = [field for field in shard.schema_arrow if field.name in fields]
         if pa.schema(sorted(found, key=lambda field: list(fields).index(field.name))) != arrow_schema(fields):
@@ -75,10 +75,10 @@ def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
 
 
 def _batch_rows(cost: Cost) -> int:
-    """How many rows to decode at once. Raises ValueError where the whole would take too much memory.
+    """Returns how many rows to decode at once. Raises ValueError where the file would take too much memory.
 
-    A page's size says nothing of strings, of which a dictionary holds one that all rows refer to: so there are so few
-    rows in a batch that it stays within bounds even if each row has the longest, and Python takes four bytes for each.
+    A page's size does not bound its strings: all rows may refer to one long string in a dictionary. Therefore a batch has so
+    few rows that it fits even if each row holds the longest string, at Python's four bytes per character.
     """
     if cost.rows > READ_RECORDS or cost.bytes > READ_BYTES:
         raise ValueError(

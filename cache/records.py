@@ -1,6 +1,6 @@
 """The two kinds of record: an utterance, and the teacher's distribution over its target tokens.
 
-A record is a plain dict. FIELDS gives each field's type once; Parquet columns and WebDataset members both follow from it.
+A record is a plain dict. FIELDS holds each field's type once; Parquet columns and WebDataset members follow from it.
 """
 
 import hashlib
@@ -11,31 +11,31 @@ import numpy as np
 
 from cache.errors import PipelineError
 
-# Field types: "str", "float", "int" and "bytes" are scalars, with "?" they may be None; "<dtype>[]" is a flat numpy array.
+# Field types: "str", "float", "int" and "bytes" are scalars, with "?" also None; "<dtype>[]" is a flat numpy array.
 UTTERANCE_FIELDS = {
     "id": "str",  # unique within the split
     "text": "str",  # transcript, Unicode NFC
     "seconds": "float",
     "speaker": "str",  # "" where the corpus does not say
-    "group": "str",  # what must not be torn apart by a split or a subset: a scene, a speaker
-    "source": "str",  # where the audio came from: a path or an address within the corpus
-    "audio_sha256": "str",  # of the 16-bit samples, so that it does not depend on the FLAC encoder
+    "group": "str",  # utterances that a split or a subset must keep together: a scene, a speaker
+    "source": "str",  # origin of the audio: a path or an address within the corpus
+    "audio_sha256": "str",  # of the 16-bit samples: does not depend on the FLAC encoder
     "audio": "bytes",  # 16 kHz mono FLAC
 }
 
-# T = number of target tokens (text and end of text, without the prompt), M = sum of top_counts.
-# An utterance that could not be scored has T = 0, and the reason stands in left_out.jsonl.
+# Shapes: T target tokens (text and end of text, without the prompt), M kept tokens (the sum of top_counts).
+# An utterance that could not be scored has T = 0; left_out.jsonl holds the reason.
 TEACHER_FIELDS = {
     "id": "str",  # of the utterance
     "targets": "uint16[]",  # (T,) token ids
-    "top_counts": "uint16[]",  # (T,) how many tokens are kept at each position
-    "top_ids": "uint16[]",  # (M,) the kept tokens, position after position, the most likely first
-    "top_probs": "uint8[]",  # (M,) their probabilities under the full softmax, see cache.distributions
+    "top_counts": "uint16[]",  # (T,) number of kept tokens at each position
+    "top_ids": "uint16[]",  # (M,) the kept tokens, by position, the most likely first
+    "top_probs": "uint8[]",  # (M,) codes of their probabilities under the full softmax, see cache.distributions
     "tail_log_probs": "float32[]",  # (T,) natural logarithm of the mass of all other tokens
     "mean_log_prob": "float?",  # of the targets, per token, natural logarithm
-    "teacher_text": "str?",  # what the teacher itself heard, where it was asked to transcribe
-    "compression_ratio": "float?",  # of that text as decoded: bytes / zlib bytes, high where it repeats itself
-    "word_errors": "int?",  # of that text against the transcript, where there is one
+    "teacher_text": "str?",  # transcript by the teacher, where it was asked for one
+    "compression_ratio": "float?",  # of teacher_text as decoded: bytes / zlib bytes, high where it repeats itself
+    "word_errors": "int?",  # of teacher_text against the transcript, where there is one
     "words": "int?",  # of the transcript, after normalisation
 }
 
@@ -43,16 +43,16 @@ FIELDS = {"utterances": UTTERANCE_FIELDS, "teacher": TEACHER_FIELDS}
 AUDIO_FIELD = "audio"
 _SCALAR_TYPES = {"str": str, "float": float, "int": int, "bytes": bytes}
 
-# A shard is read whole, so that its size is bounded; READ_* bound what a reader takes in, whatever a file claims of itself.
+# A shard is read whole, so its size is bounded. READ_* bound what a reader accepts, whatever a file claims.
 MAX_SHARD_BYTES = 1 << 30  # by `memory_bytes`
-READ_BYTES = 2 * MAX_SHARD_BYTES  # of a tar; of Parquet's pages and, separately, of what they decode to
-READ_RECORDS = 1 << 17  # of the smallest kind so many make up MAX_SHARD_BYTES
-MAX_SECONDS = 24 * 3600  # of an utterance: as 16-bit samples more than a shard holds
-VALUE_BYTES = 16  # measured: what pyarrow takes at most while it decodes a value of a list, its levels included
+READ_BYTES = 2 * MAX_SHARD_BYTES  # of a tar; of Parquet's pages and, separately, of the values decoded from them
+READ_RECORDS = 1 << 17  # so many of the smallest records take MAX_SHARD_BYTES
+MAX_SECONDS = 24 * 3600  # of an utterance: more 16-bit samples than a shard holds
+VALUE_BYTES = 16  # measured: the most that pyarrow takes while it decodes one value of a list, levels included
 
 
 def array_dtype(field_type: str) -> np.dtype | None:
-    """The numpy dtype of an array field, None for a scalar."""
+    """Returns the numpy dtype of an array field, None for a scalar."""
     return np.dtype(field_type[:-2]) if field_type.endswith("[]") else None
 
 
@@ -79,7 +79,7 @@ def _is_of(value: object, field_type: str) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """JSON can hold halves of a surrogate pair, which nothing can write or print."""
+    """Returns whether `value` can be written. JSON can hold half a surrogate pair, which cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -88,13 +88,13 @@ def _is_text(value: str) -> bool:
 
 
 def check_seconds(record: dict, where: str) -> None:
-    """Raises PipelineError where an utterance's length is none that a recording can have."""
+    """Raises PipelineError where an utterance's length is negative or beyond MAX_SECONDS."""
     if not 0 <= record["seconds"] <= MAX_SECONDS:
         raise PipelineError(f"{where}: {record['seconds']} seconds, expected 0 to {MAX_SECONDS}: the shard is damaged")
 
 
 def check_size(records: list[dict], fields: dict[str, str], where: str) -> None:
-    """Raises PipelineError, which begins with `where`, where `records` are more than a reader would take from a shard."""
+    """Raises PipelineError, beginning with `where`, if `records` take more memory than a reader accepts from a shard."""
     size = sum(memory_bytes(record[name]) for record in records for name in fields)
     if size > MAX_SHARD_BYTES:
         raise PipelineError(
@@ -104,7 +104,7 @@ def check_size(records: list[dict], fields: dict[str, str], where: str) -> None:
 
 
 def memory_bytes(value: Any) -> int:
-    """No less than what reading a value takes: its container, and what is in it."""
+    """Returns an upper bound on the memory that reading a value takes: its container and its content."""
     if isinstance(value, np.ndarray):
         return 1024 + VALUE_BYTES * len(value)
     if isinstance(value, str):
@@ -113,12 +113,14 @@ def memory_bytes(value: Any) -> int:
 
 
 def content_sha256(records: list[dict], fields: dict[str, str]) -> str:
-    """A hash over the records alone, the same in every format."""
+    """Returns a hash of the records. It is the same in every format."""
     digest = hashlib.sha256()
     for record in records:
         for name, kind in fields.items():
             data = _canonical(record[name], kind)
-            digest.update(len(data).to_bytes(8, "little"))  # so that no byte can move from one field to the next
+            digest.update(
+                len(data).to_bytes(8, "little")
+            )  # the length keeps a byte from moving to the next field unnoticed
             digest.update(data)
     return digest.hexdigest()
 
@@ -130,7 +132,7 @@ def _canonical(value: Any, field_type: str) -> bytes:
         return b"a" + value.astype(dtype.newbyteorder("<"), copy=False).tobytes()
     if field_type == "bytes":
         return value
-    # the first byte tells None from "" and from a number
+    # the first byte distinguishes None, "" and numbers
     if field_type.startswith("str"):
         return b"s" + value.encode()
     return struct.pack("<cd", b"f", value) if field_type.startswith("float") else b"i%d" % value

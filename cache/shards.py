@@ -1,9 +1,11 @@
-"""A folder of shards. The shard is the unit of work: whole or not there, recorded once it is, never done twice.
+"""Writes and reads a folder of shards. The shard is the unit of work: it is whole or absent, and never made twice.
 
 While a folder is being written `progress.json` lists the finished shards; `manifest.json` is written last and replaces it.
+The two hold the provenance, all that the shards' content depends on, under the name `settings`.
 """
 
 import hashlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import numpy as np
 from cache import files, parquet, storage, webdataset
 from cache.distributions import bounded, check_distributions
 from cache.errors import PipelineError
+from cache.formats import FORMATS
 from cache.manifest import check_depth, check_entry, manifest_sha256
 from cache.npy import read_npy
 from cache.records import FIELDS, check_seconds, check_size, content_sha256
-from cache.resume import Rerun, discard_if_changed, empty, plain
+from cache.resume import Rerun, discard_if_changed, plain, remove_contents
 from cache.storage import AnyPath, StorageError
 
 FORMAT_VERSION = 2
@@ -22,42 +25,42 @@ MANIFEST, PROGRESS, TAIL = "manifest.json", "progress.json", "tail.npy"
 LEFT_OUT, NOTICED = "left_out.jsonl", "noticed.jsonl"
 MAX_MANIFEST_BYTES = 1 << 28
 MADE_BY = {"utterances": "pipeline prepare", "teacher": "pipeline teacher-cache"}
-DRAWN = ("test", "validation")  # splits that a corpus may do without
-FORMATS = {"parquet": parquet, "webdataset": webdataset}
+DRAWN = ("test", "validation")  # splits that a corpus may lack
+CODECS: dict[str, ModuleType] = {"parquet": parquet, "webdataset": webdataset}  # one for each of FORMATS
 
 
 class ShardWriter:
-    """Writes the shards of one folder; interrupted and made again with the same settings, it knows what is done.
+    """Writes the shards of one folder. Opening the folder again with the same settings resumes: finished shards are kept.
 
-    settings: whatever the shards' content depends on (JSON values). rerun: what becomes of shards that are there; where it
-    is `refuse` and they were made with other settings PipelineError names the fields that differ.
+    provenance: all that the shards' content depends on (JSON values). rerun: what to do with earlier shards.
+    Raises PipelineError naming the fields that differ, if `rerun` is `refuse` and earlier shards have another provenance.
     """
 
     def __init__(
-        self, folder: AnyPath, kind: str, settings: dict[str, Any], format: str = "parquet", rerun: Rerun = "refuse"
+        self, folder: AnyPath, kind: str, provenance: dict[str, Any], format: str = "parquet", rerun: Rerun = "refuse"
     ):
         if format not in FORMATS:
             raise PipelineError(f"format '{format}': expected one of {', '.join(FORMATS)}")
         self.folder, self.kind, self.format = folder, kind, format
-        self.settings = plain(settings)
+        self.provenance = plain(provenance)
         self.shards: dict[int, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.complete = (folder / MANIFEST).exists() and not self._discard_if_changed(MANIFEST, rerun)
         if not self.complete and (folder / PROGRESS).exists() and not self._discard_if_changed(PROGRESS, rerun):
             self._resume()
         if self.complete:
-            (folder / PROGRESS).unlink(missing_ok=True)  # left by a kill between the two
+            (folder / PROGRESS).unlink(missing_ok=True)  # left by a kill between writing the one and removing the other
         files.remove_temporaries(folder)
 
     def _discard_if_changed(self, name: str, rerun: Rerun) -> bool:
         found = read_header(self.folder / name)
         wanted = {"format_version": FORMAT_VERSION, "kind": self.kind, "format": self.format}
         own = {field: found.get(field) for field in wanted}
-        return discard_if_changed(self.folder, {**own, **found["settings"]}, {**wanted, **self.settings}, rerun)
+        return discard_if_changed(self.folder, {**own, **found["settings"]}, {**wanted, **self.provenance}, rerun)
 
     def discard(self) -> None:
-        """Removes all that is in the folder; the work begins again."""
-        empty(self.folder)
+        """Removes all that the folder holds, so that the work begins again."""
+        remove_contents(self.folder)
         self.shards, self.complete = {}, False
 
     def _resume(self) -> None:
@@ -67,20 +70,20 @@ class ShardWriter:
                 self.shards[entry["index"]] = entry
 
     def write(self, index: int, records: list[dict], **facts: Any) -> None:
-        """Writes shard `index` and records it, with `facts` beside its row count, size and hash."""
+        """Writes shard `index` and records it, with `facts` in addition to its row count, size and hash."""
         self.record(write_shard(self.folder, self.kind, self.format, index, records, **facts))
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Notes a shard that `write_shard` has written, here or in another process."""
+        """Records a shard that `write_shard` has written, in this process or another."""
         self.shards[entry["index"]] = entry
         files.write_json(self.folder / PROGRESS, self._header())
 
     def read(self, index: int) -> list[dict]:
-        """The records of a shard that is recorded."""
-        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings)
+        """Returns the records of a shard that has been recorded."""
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.provenance)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Writes the manifest, with `facts` beside the shard list, and returns it."""
+        """Writes the manifest, with `facts` in addition to the shard list, and returns it."""
         manifest = {**self._header(), "rows": sum(entry["rows"] for entry in self.shards.values()), **facts}
         manifest["sha256"] = manifest_sha256(manifest)
         files.write_json(self.folder / MANIFEST, manifest)
@@ -94,7 +97,7 @@ class ShardWriter:
             "kind": self.kind,
             "format": self.format,
             "fields": FIELDS[self.kind],
-            "settings": self.settings,
+            "settings": self.provenance,
             "shards": [self.shards[index] for index in sorted(self.shards)],
         }
 
@@ -102,8 +105,8 @@ class ShardWriter:
 def write_shard(
     folder: AnyPath, kind: str, format: str, index: int, records: list[dict], **facts: Any
 ) -> dict[str, Any]:
-    """Writes one shard, whole or not at all, and returns its entry for the manifest, with `facts` in it."""
-    codec = FORMATS[format]
+    """Writes one shard, whole or not at all, and returns its entry for the manifest, which includes `facts`."""
+    codec = CODECS[format]
     path = folder / f"shard-{index:05d}{codec.SUFFIX}"
     check_size(records, FIELDS[kind], str(path))
     content = content_sha256(records, FIELDS[kind])
@@ -116,14 +119,19 @@ def write_shard(
 
 
 def read_shard(
-    folder: AnyPath, kind: str, format: str, entry: dict[str, Any], settings: dict[str, Any], only: tuple[str, ...] = ()
+    folder: AnyPath,
+    kind: str,
+    format: str,
+    entry: dict[str, Any],
+    provenance: dict[str, Any],
+    only: tuple[str, ...] = (),
 ) -> list[dict]:
-    """The records of one shard, in order; with `only`, just those of their fields. Raises PipelineError where damaged."""
+    """Returns a shard's records in order; with `only`, these fields only. Raises PipelineError where the shard is damaged."""
     path = folder / entry["name"]
     fields = {name: type_ for name, type_ in FIELDS[kind].items() if not only or name in only}
     try:
         with path.open("rb") as file:
-            records = FORMATS[format].read(file, fields, str(path))
+            records = CODECS[format].read(file, fields, str(path))
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror or error}): the shards are damaged") from None
     if len(records) != entry["rows"]:
@@ -132,12 +140,12 @@ def read_shard(
         if "seconds" in record:
             check_seconds(record, f"{path}, {record.get('id', '')}")
         if kind == "teacher" and not only:
-            check_distributions(record, settings, f"{path}, {record['id']}")
+            check_distributions(record, provenance, f"{path}, {record['id']}")
     return records
 
 
 def read_header(path: AnyPath) -> dict[str, Any]:
-    """A manifest, or the progress of an unfinished folder. Raises PipelineError where it is another program's file."""
+    """Returns a manifest, or the progress of an unfinished folder. Raises PipelineError if another program wrote the file."""
     if path.exists() and path.stat().st_size > MAX_MANIFEST_BYTES:
         raise PipelineError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}")
     header = files.read_json(path)
@@ -151,9 +159,9 @@ def read_header(path: AnyPath) -> dict[str, Any]:
 
 
 class ShardReader:
-    """Reads a finished folder. Raises PipelineError where there is none, or where it is damaged or of another kind.
+    """Reads a finished folder. Raises PipelineError where there is none, or it is damaged or of another kind.
 
-    check_sizes: whether every shard must be there, and as long as the manifest says.
+    check_sizes: whether to require that every shard exists with the size that the manifest lists.
     """
 
     def __init__(self, folder: AnyPath, kind: str, check_sizes: bool = True):
@@ -166,7 +174,7 @@ class ShardReader:
                 raise PipelineError(
                     f"{folder / MANIFEST}: {field} is {self.manifest.get(field)!r}, expected {wanted!r}"
                 )
-        self.settings = self.manifest["settings"]
+        self.provenance = self.manifest["settings"]
         self.shards = self.manifest["shards"]
         self.format = str(self.manifest.get("format"))
         if self.format not in FORMATS:
@@ -178,10 +186,10 @@ class ShardReader:
                 self._check_size(entry, sizes.get(entry["name"]))
 
     def _check_manifest(self) -> None:
-        """What it says against itself."""
+        """Raises PipelineError where the manifest contradicts itself."""
         path = self.folder / MANIFEST
         for name, least, most in (("bits", 4, 8), ("vocab_size", 1, 1 << 16)) if self.kind == "teacher" else ():
-            bounded(self.settings, name, least, most, str(path))
+            bounded(self.provenance, name, least, most, str(path))
         for wanted, entry in enumerate(self.shards):
             if entry["index"] != wanted:
                 raise PipelineError(f"{path}: shard {entry['index']} is listed where {wanted} is expected")
@@ -190,7 +198,7 @@ class ShardReader:
 
     @property
     def data_files(self) -> list[dict[str, Any]]:
-        """name, bytes and sha256 of every file that holds data: the shards, and a teacher's mean tail."""
+        """Lists name, bytes and sha256 of every file that holds data: the shards, and a teacher's mean tail."""
         tail = self.manifest.get("tail")
         return [*self.shards, *([{**tail, "name": TAIL}] if isinstance(tail, dict) else [])]
 
@@ -202,7 +210,7 @@ class ShardReader:
             )
 
     def check_hashes(self) -> None:
-        """Reads every file. Raises PipelineError at the first that is not, bit for bit, what was written."""
+        """Reads every file. Raises PipelineError at the first whose bytes are not those that were written."""
         for entry in self.data_files:
             path = self.folder / entry["name"]
             if (found := files.sha256_file(path)) != entry.get("sha256"):
@@ -213,17 +221,20 @@ class ShardReader:
 
     @property
     def rows(self) -> list[int]:
-        """Row count of each shard."""
+        """The number of records of each shard."""
         return [entry["rows"] for entry in self.shards]
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
-        """The records of the shard at position `index`, in order; with `only`, just those of their fields."""
-        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.settings, only)
+        """Returns the records of the shard at position `index`, in order; with `only`, these fields only."""
+        return read_shard(self.folder, self.kind, self.format, self.shards[index], self.provenance, only)
 
     def tail(self) -> np.ndarray:
-        """The teacher's mean distribution outside its kept tokens: float32 (vocab_size,), summing to one."""
+        """Returns the teacher's mean distribution outside its kept tokens, float32 (vocab_size,); it sums to one.
+
+        Raises PipelineError where the file is missing or of another shape or type.
+        """
         path = self.folder / TAIL
-        vocab_size = bounded(self.settings, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
+        vocab_size = bounded(self.provenance, "vocab_size", 1, 1 << 16, str(self.folder / MANIFEST))
         try:
             with path.open("rb") as file:
                 array = read_npy(file.read(8 << 16)).copy()
@@ -236,7 +247,7 @@ class ShardReader:
         return array
 
     def fingerprint(self) -> str:
-        """Changes whenever a record changes, and stays the same in another format: a hash over the shards' contents."""
+        """Returns a hash of the shards' contents. It changes whenever a record changes, and is the same in both formats."""
         text = "".join(f"{entry['index']} {entry['rows']} {entry['content']}\n" for entry in self.shards)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -244,7 +255,7 @@ class ShardReader:
 def _not_there(folder: AnyPath, kind: str) -> str:
     if (folder / PROGRESS).exists():
         return f"{folder} is unfinished: expected finished {kind} shards, which `{MADE_BY[kind]}` makes"
-    # `pipeline prepare` makes training last: what is not there by then it does not make.
+    # `pipeline prepare` makes training last: a split that is missing by then is not made.
     if kind == "utterances" and folder.name in DRAWN and (folder.parent / "train" / MANIFEST).exists():
         return (
             f"{folder} holds no {MANIFEST}: the corpus has no {folder.name} split, and `pipeline prepare` drew none from "
@@ -254,7 +265,7 @@ def _not_there(folder: AnyPath, kind: str) -> str:
 
 
 def open_shards(folder: AnyPath, check_sizes: bool = True) -> ShardReader:
-    """A finished folder of either kind."""
+    """Opens a finished folder of either kind. Raises PipelineError where there is none."""
     if not (folder / MANIFEST).exists():
         raise PipelineError(f"{folder} holds no {MANIFEST}: expected a finished folder of utterance or teacher shards")
     kind = str(read_header(folder / MANIFEST).get("kind"))

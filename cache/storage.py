@@ -1,4 +1,4 @@
-"""Paths that may be URLs: fsspec's stores behind pathlib's interface, tried again where a store fails in passing."""
+"""Paths that may be URLs: fsspec's stores with pathlib's interface. Operations are retried if a store fails temporarily."""
 
 import errno
 import io
@@ -19,38 +19,38 @@ from upath.extensions import ProxyUPath
 
 from cache.errors import PipelineError
 
-# Here an upload is all or nothing: the object is not there, or as it was, until its last byte has arrived.
+# In these stores an upload is all or nothing: the object is absent or unchanged until the last byte has arrived.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of this package
 ATTEMPTS = 6
-FIRST_PAUSE_S = 0.5  # before the second attempt; doubled before each further one
+FIRST_PAUSE_S = 0.5  # before the second attempt; doubles before each further one
 
-PASSING_STATUS = (408, 409, 425, 429)  # of 300-499; all from 500 on are, too
-PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")  # S3's, with status 400
-# By name, since a store's package need not be installed: botocore's, then google.auth's.
+PASSING_STATUS = (408, 409, 425, 429)  # temporary, of 300-499; from 500 on all are
+PASSING_CODES = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")  # S3, status 400
+# Error types by name, since a store's package may be missing: of botocore, then of google.auth.
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 WRONG_REQUESTS = {"ValueError", "NotImplementedError", "ParamValidationError", "IsADirectoryError", "FileExistsError"}
 OUR_FAULTS = (TypeError, AttributeError, LookupError, AssertionError, NameError)
 T = TypeVar("T")
 
-logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it would print the trace of each attempt that fails
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # otherwise it prints a traceback for each failed attempt
 
 
 class StorageError(PipelineError):
-    """A store refuses, or does not answer."""
+    """An error of a store that refuses or does not answer."""
 
 
 class RemotePath(ProxyUPath):
-    """A path in a store. Asking, reading and removing are tried again; for writing see `cache.files.atomic_path`.
+    """A path in a store. Queries, reads and removals are retried; for writing see `cache.files.atomic_path`.
 
-    A file that is not there is FileNotFoundError, as it is locally; anything else that goes wrong is StorageError.
+    Methods raise FileNotFoundError where a file is missing, as pathlib does, and StorageError for every other failure.
     """
 
     def _try(self, call: Callable[[], T]) -> T:
         return retried(str(self), call)
 
     def _info(self) -> dict[str, Any]:
-        """{} where there is no such file or folder."""
+        """Returns what the store says of the path, {} where there is no such file or folder."""
         try:
             return self._try(lambda: self.fs.info(self.path))
         except FileNotFoundError:
@@ -69,13 +69,14 @@ class RemotePath(ProxyUPath):
         return self._try(super().stat)
 
     def read_bytes(self) -> bytes:
+        """Downloads the whole object. Raises FileNotFoundError where it is missing, StorageError where the store fails."""
         return self._try(lambda: self.fs.cat_file(self.path))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
         return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding, errors, newline).read()
 
     def open(self, mode: str = "rb", *args: Any, **options: Any) -> IO[Any]:  # type: ignore[override]
-        """The whole file, read: half of one would have to be told from all of it."""
+        """Downloads the whole object first: a connection lost half-way then raises instead of giving a truncated file."""
         if mode != "rb":
             raise NotImplementedError(f"mode {mode!r}: a store's file is written by cache.files.atomic_path")
         return io.BytesIO(self.read_bytes())
@@ -83,9 +84,9 @@ class RemotePath(ProxyUPath):
     def glob(
         self, pattern: str, *, case_sensitive: bool | None = None, recurse_symlinks: bool = False
     ) -> Iterator[Any]:
-        """What matches `pattern`, part by part and without "**".
+        """Yields the paths that match `pattern`, part by part and without "**".
 
-        Not fsspec's own glob: that one leaves out in silence what it could not list.
+        fsspec's own glob silently leaves out what it could not list.
         """
         wanted = pattern.split("/")
         below = [name.removeprefix(self.path).strip("/").split("/") for name in self._find()]
@@ -97,7 +98,7 @@ class RemotePath(ProxyUPath):
         return self._try(lambda: self.fs.find(self.path))
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """What lies directly in this folder: name -> what the store says of it. {} where there is no such folder."""
+        """Maps each name directly in this folder to the store's entry for it. {} where there is no such folder."""
         try:
             entries = self._try(lambda: self.fs.ls(self.path, detail=True))
         except FileNotFoundError:
@@ -105,9 +106,10 @@ class RemotePath(ProxyUPath):
         return {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in entries}
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder comes with its first file. (s3fs would make the bucket, if it could not be reached.)"""
+        """Does nothing: a folder exists once it holds a file. (s3fs would make the bucket, if it could not be reached.)"""
 
     def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object. Raises FileNotFoundError where it is missing, unless `missing_ok`; StorageError on failure."""
         try:
             self._try(lambda: self.fs.rm_file(self.path))
         except FileNotFoundError:
@@ -115,26 +117,27 @@ class RemotePath(ProxyUPath):
                 raise
 
     def remove_tree(self) -> None:
+        """Removes the path and all below it. Raises StorageError where a file is left."""
         self._try(self._remove_once)
 
     def _remove_once(self) -> None:
         with suppress(FileNotFoundError):
             self.fs.rm(self.path, recursive=True)
-        if left := self.fs.find(self.path):  # S3 says only in its answer's body which of many it could not remove
+        if left := self.fs.find(self.path):  # S3 answers with success and lists in the body what it could not remove
             raise OSError(errno.EIO, f"{len(left)} files below it could not be removed")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return path, (str(self),)  # another process sets its store up as this one did
+        return path, (str(self),)  # another process then sets up its store as this one did
 
 
 AnyPath = Path | RemotePath
 
 
-def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
-    """A URL -> RemotePath, anything else -> pathlib.Path, "~" being the home folder. Raises StorageError for a wrong URL."""
-    if isinstance(place, RemotePath):
-        return place
-    text = os.fspath(place)
+def path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
+    """Turns a URL into a RemotePath, anything else into a Path; "~" is the home folder. Raises StorageError for a wrong URL."""
+    if isinstance(location, RemotePath):
+        return location
+    text = os.fspath(location)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
         return home(text)
@@ -143,23 +146,23 @@ def path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
     _check_installed(protocol, text)
     if protocol in OBJECT_STORES and not rest.partition("/")[0]:
         raise StorageError(f"{text}: no bucket in it, expected {protocol}://BUCKET/NAME")
-    # What another process has written must be seen, so that no listing is kept.
+    # No listing is kept: files that another process writes must be seen.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in OBJECT_STORES else {}
     try:
         remote = RemotePath(text, **options)
-        store = remote.fs  # made once and shared by all paths below: fsspec would make one for each thread
-    except Exception as error:  # each store's own: a missing part of the address, a library, a host that is not there
+        store = remote.fs  # made here and shared by all paths below it: otherwise fsspec makes one for each thread
+    except Exception as error:  # types differ by store: part of the address is missing, or a library, or the host
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StorageError(f"{text}: {protocol}:// cannot be used ({reason})") from None
     if protocol in ("s3", "s3a"):
-        # botocore tries each request again (AWS_MAX_ATTEMPTS), and `retried` each operation. s3fs's own attempts in
-        # between would only multiply the two: half an hour until a store that cannot be reached is given up.
+        # botocore retries each request (AWS_MAX_ATTEMPTS), and `retried` each operation. s3fs's own retries would
+        # multiply the two: an unreachable store would fail only after half an hour.
         store.retries = 1
     return remote
 
 
 def home(text: str) -> Path:
-    """`text` with the home folder for its "~", where there is such a home."""
+    """Returns `text` as a path, with "~" replaced where there is such a home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -178,13 +181,16 @@ def _check_installed(protocol: str, url: str) -> None:
 
 
 def retried(url: str, call: Callable[[], T]) -> T:
-    """What `call` returns; called again, after a pause, while the store at `url` fails in passing."""
+    """Returns what `call` returns. Calls it again, after a pause, if the store at `url` fails temporarily.
+
+    Raises FileNotFoundError where the object is missing, StorageError where the store refuses or fails ATTEMPTS times.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except OUR_FAULTS:
             raise
-        except Exception as error:  # of a dozen kinds, from the network's to the store's
+        except Exception as error:  # of a dozen types, of the network and of the store
             _raise_if_final(url, error)
             if attempt == ATTEMPTS:
                 raise StorageError(
@@ -195,7 +201,7 @@ def retried(url: str, call: Callable[[], T]) -> T:
 
 
 def _raise_if_final(url: str, error: Exception) -> None:
-    """Raises what another attempt would not help against."""
+    """Raises an error that another attempt would not help against. Returns where the failure may be temporary."""
     status, code = _status(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if code == "NoSuchBucket":
@@ -203,12 +209,14 @@ def _raise_if_final(url: str, error: Exception) -> None:
     if isinstance(error, FileNotFoundError):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise error  # this machine's disk
+        raise error  # the disk of this machine is full
     if kinds & NO_CREDENTIALS:
         raise StorageError(
             f"{url}: no credentials ({_reason(error)}): see docs/storage.md for how to give them"
         ) from None
-    if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):  # gcsfs's
+    if (
+        isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")
+    ):  # "Forbidden": gcsfs
         raise StorageError(f"{url}: not allowed ({_reason(error)}): check the credentials and their rights") from None
     refused = 300 <= status < 500 and status not in PASSING_STATUS and code not in PASSING_CODES
     if refused or kinds & WRONG_REQUESTS:
@@ -216,13 +224,13 @@ def _raise_if_final(url: str, error: Exception) -> None:
 
 
 def _status(error: Exception) -> tuple[int, str]:
-    """The answer's HTTP status and error code, 0 and '' where there was no answer."""
+    """Returns the HTTP status and error code of the store's answer, 0 and '' where there was none."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
-        if isinstance(response, dict):  # botocore's, which s3fs's errors have as their cause
+        if isinstance(response, dict):  # of botocore: the cause of s3fs's errors
             answer, details = response.get("ResponseMetadata", {}), response.get("Error", {})
             return int(answer.get("HTTPStatusCode", 0)), str(details.get("Code", ""))
-    # Not of the cause: a body that was cut short has one of aiohttp's own making, with the code 400.
+    # The cause is not asked: for a truncated body it is an error of aiohttp's own, with the code 400.
     values = [str(getattr(error, name, None)) for name in ("status", "status_code", "code")]  # aiohttp, azure, gcsfs
     return next((int(value) for value in values if value.isdecimal()), 0), ""
 
@@ -232,13 +240,17 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def join(folder: AnyPath, place: str) -> AnyPath:
-    """`place` as seen from `folder`; it may be a URL, an absolute path or one of the home folder itself."""
-    return path(place) if "://" in place or place.startswith("~") and home(place).is_absolute() else folder / place
+def join(folder: AnyPath, location: str) -> AnyPath:
+    """Returns `location` relative to `folder`, or itself if it is a URL, an absolute path or begins with "~"."""
+    return (
+        path(location)
+        if "://" in location or location.startswith("~") and home(location).is_absolute()
+        else folder / location
+    )
 
 
 def sizes(folder: AnyPath) -> dict[str, int]:
-    """The bytes of each file in `folder`, by name; in a store by one listing. {} where there is no such folder."""
+    """Returns the bytes of each file in `folder`, by name; a store is asked once. {} where there is no such folder."""
     if not isinstance(folder, Path):
         return {name: entry["size"] for name, entry in folder.listing().items() if entry["type"] == "file"}
     if not folder.is_dir():
@@ -248,13 +260,13 @@ def sizes(folder: AnyPath) -> dict[str, int]:
 
 
 def versions(folder: RemotePath) -> dict[str, str]:
-    """For each file in `folder`, by name, a string that changes with its content."""
+    """Returns for each file in `folder`, by name, a string that changes with its content."""
     files = {name: entry for name, entry in folder.listing().items() if entry["type"] == "file"}
     return {name: entry.get("ETag") or entry.get("etag") or tokenize(entry) for name, entry in files.items()}
 
 
 def remove_tree(folder: AnyPath) -> None:
-    """Removes all that is in `folder`, and `folder` itself unless it is a link or a disk's own folder."""
+    """Removes all that `folder` holds, and `folder` itself unless it is a link or a mount point."""
     if not isinstance(folder, Path):
         folder.remove_tree()
         return

@@ -1,4 +1,4 @@
-"""All that can be found wrong with a folder of shards: its files, its manifest, its records, and what they belong to."""
+"""Finds all faults of a folder of shards: in its files, its manifest, its records, and against the utterances of a teacher."""
 
 import math
 import re
@@ -30,9 +30,9 @@ def faults(
     check_utterance: Check = lambda record: [],
     progress: Progress[str] = silent,
 ) -> Iterator[str]:
-    """One line for each fault: the file, what was found, what was expected. Reads every byte, one shard at a time.
+    """Yields one line for each fault: the file, what was found, what was expected. Reads every byte, one shard at a time.
 
-    utterances: the shards that a teacher's side-car shards belong to. check_utterance: what is wrong with a record's audio.
+    utterances: the shards that a teacher's side-car shards belong to. check_utterance: lists the faults of a record's audio.
     progress: called with records done, records in all, and a note.
     """
     try:
@@ -63,11 +63,12 @@ def _stray_files(reader: ShardReader) -> Iterator[str]:
 
 
 def _manifest_faults(reader: ShardReader) -> Iterator[str]:
-    """The manifest against itself, and against the lists of what was left out and what was noticed."""
+    """Compares the manifest with itself and with the lists of what was left out and what was noticed."""
     manifest, path = reader.manifest, reader.folder / MANIFEST
     if manifest.get("sha256") != manifest_sha256(manifest):
-        yield f"{path}: it is not as it was written: its own sha256 is {_short(manifest.get('sha256'))}, expected " + (
-            _short(manifest_sha256(manifest))
+        yield (
+            f"{path}: it was changed after it was written: its own sha256 is {_short(manifest.get('sha256'))}, expected "
+            + (_short(manifest_sha256(manifest)))
         )
     for name in ("seconds", "tokens", "word_errors", "words"):
         if name in manifest and all(name in entry for entry in reader.shards):
@@ -78,7 +79,7 @@ def _manifest_faults(reader: ShardReader) -> Iterator[str]:
 
 
 def _list_faults(reader: ShardReader, name: str, counts: str) -> Iterator[str]:
-    """A list of utterances with reasons against the manifest's counts of them."""
+    """Compares a list of utterances with reasons with the manifest's counts."""
     path = reader.folder / name
     try:
         rows = files.read_jsonl(path)
@@ -102,7 +103,7 @@ def _differing(where: AnyPath, name: str, found: Any, expected: Any) -> Iterator
 
 
 def _teacher_faults(reader: ShardReader, utterances: ShardReader | None) -> Iterator[str]:
-    """What all shards of a teacher share."""
+    """Checks what all shards of a teacher share: the mean tail and the utterances."""
     tail = reader.manifest.get("tail")
     if not isinstance(tail, dict):
         yield f"{reader.folder / MANIFEST}: says nothing of {TAIL}, expected its bytes and sha256"
@@ -115,7 +116,7 @@ def _teacher_faults(reader: ShardReader, utterances: ShardReader | None) -> Iter
     except PipelineError as error:
         yield str(error)
     if utterances is not None:
-        found, expected = reader.settings.get("utterances"), utterances.fingerprint()
+        found, expected = reader.provenance.get("utterances"), utterances.fingerprint()
         if found != expected:
             yield (
                 f"{reader.folder / MANIFEST}: made from utterances {_short(found)}, expected {_short(expected)}, the "
@@ -126,7 +127,7 @@ def _teacher_faults(reader: ShardReader, utterances: ShardReader | None) -> Iter
 
 
 def _file_faults(reader: ShardReader, entry: dict[str, Any]) -> list[str]:
-    """A file against its entry in the manifest: at most one line."""
+    """Compares a file with its entry in the manifest. Returns at most one line."""
     path = reader.folder / entry["name"]
     if not path.exists():
         return [f"{path}: missing, expected {entry.get('bytes')} bytes"]
@@ -143,7 +144,7 @@ def _file_faults(reader: ShardReader, entry: dict[str, Any]) -> list[str]:
 
 @dataclass
 class _Checks:
-    """What is checked record by record."""
+    """Checks shard by shard and record by record."""
 
     reader: ShardReader
     utterances: ShardReader | None
@@ -158,7 +159,7 @@ class _Checks:
         if not path.exists():
             return
         try:
-            # some fields, if all of them: so that one bad distribution does not hide the next
+            # `only` with all fields: skips the check that raises at the first bad distribution
             records = reader.read(index, only=tuple(FIELDS[reader.kind]))
         except PipelineError as error:
             yield str(error)
@@ -214,9 +215,9 @@ class _Checks:
 
 def _distribution_faults(record: dict, reader: ShardReader, where: str) -> Iterator[str]:
     try:
-        check_distributions(record, reader.settings, where)
-        bits = bounded(reader.settings, "bits", 1, 8, where)
-        top_k = bounded(reader.settings, "top_k", 1, 1 << 16, where)
+        check_distributions(record, reader.provenance, where)
+        bits = bounded(reader.provenance, "bits", 1, 8, where)
+        top_k = bounded(reader.provenance, "top_k", 1, 1 << 16, where)
     except PipelineError as error:
         yield str(error)
         return

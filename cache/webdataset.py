@@ -1,7 +1,8 @@
-"""Shards as WebDataset tars: `<row>.json` for strings and numbers, `<row>.<field>.npy` per array, `<row>.flac` for audio.
+"""Writes and reads shards as WebDataset tars.
 
-Written with the stock `webdataset` writer and readable with its reader. Read here member by member, since the stock reader
-ends in silence at a tar that was cut at a member boundary and would unpickle what it is given.
+`<row>.json` holds strings and numbers, `<row>.<field>.npy` an array, `<row>.flac` audio. The stock `webdataset` package writes
+them and can read them. Here they are read member by member: the stock reader ends silently at a tar that was cut at a member
+boundary, and unpickles what it is given.
 """
 
 import json
@@ -15,12 +16,12 @@ from cache.npy import npy_bytes, read_npy
 from cache.records import AUDIO_FIELD, READ_BYTES, READ_RECORDS, array_dtype, check_record
 
 SUFFIX = ".tar"
-JSON_BYTES = 1 << 20  # of a sample; parsed, JSON can take thirty times its length
+JSON_BYTES = 1 << 20  # of a sample; parsed JSON can take thirty times its length
 
 
 def write(file: BinaryIO, fields: dict[str, str], records: list[dict]) -> None:
-    """Writes `records`; the bytes depend on nothing but them (time stamps and owners are fixed)."""
-    import webdataset  # here, since it loads torch, which nothing else in this package needs
+    """Writes `records`. The bytes depend only on them: time stamps and owners are fixed."""
+    import webdataset  # imported here: it loads torch, which nothing else in this package needs
 
     with webdataset.TarWriter(file, mtime=0, user="root", group="root") as tar:
         for row, record in enumerate(records):
@@ -32,7 +33,7 @@ def _key(row: int) -> str:
 
 
 def _members(record: dict, fields: dict[str, str]) -> dict[str, bytes]:
-    # Keys are row numbers and ids stand in the JSON: an id with a dot would silently merge with its neighbour.
+    # Keys are row numbers, and ids are in the JSON: as a key, an id with a dot would silently merge with its neighbour.
     scalars = {name: record[name] for name, kind in fields.items() if kind != "bytes" and array_dtype(kind) is None}
     members = {"json": json.dumps(scalars, ensure_ascii=False).encode()}
     if len(members["json"]) > JSON_BYTES:
@@ -46,17 +47,17 @@ def _members(record: dict, fields: dict[str, str]) -> dict[str, bytes]:
 
 
 def _ending(name: str, kind: str) -> str:
-    """Of the member that holds a field."""
+    """Returns the ending of the member that holds a field."""
     if array_dtype(kind) is not None:
         return f"{name}.npy"
     return "flac" if name == AUDIO_FIELD else "json"
 
 
 def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
-    """The shard's records in order, with the named `fields` (all, or some of them); arrays as numpy.
+    """Returns the shard's records in order, with the named `fields` (all, or some of them); arrays are numpy arrays.
 
-    Raises PipelineError, which begins with `where`, on a damaged or foreign file. Members that hold no wanted field are
-    passed over, as the stock reader does. Nothing is ever extracted: a member's name is a key, never a path.
+    Members without a wanted field are skipped, as by the stock reader. Nothing is extracted: a member's name is never a path.
+    Raises PipelineError, beginning with `where`, on a damaged or foreign file.
     """
     try:
         samples = _samples(file, {"json", *(_ending(name, kind) for name, kind in fields.items())})
@@ -66,7 +67,7 @@ def read(file: BinaryIO, fields: dict[str, str], where: str) -> list[dict]:
 
 
 def _samples(file: BinaryIO, wanted: set[str]) -> list[dict[str, bytes]]:
-    """Of each sample the members with the `wanted` endings."""
+    """Returns the members of each sample that have the `wanted` endings."""
     samples: list[dict[str, bytes]] = []
     seen: set[str] = set()
     current = None
@@ -86,10 +87,10 @@ def _samples(file: BinaryIO, wanted: set[str]) -> list[dict[str, bytes]]:
 
 
 def _members_of(file: BinaryIO) -> Iterator[tuple[str, int]]:
-    """Each member's name and size; `file` then stands at its data.
+    """Yields each member's name and size, with `file` at the start of its data.
 
-    tarfile itself would follow links, make sparse files of terabytes, let one header override the next, allocate what a
-    header claims, and end in silence at one that is damaged. Here a member is a plain file within the archive, or refused.
+    tarfile itself follows links, makes sparse files of terabytes, lets one header override the next, allocates what a header
+    claims, and ends silently at a damaged one. Here a member that is not a plain file within the archive is refused.
     """
     end = file.seek(0, os.SEEK_END)
     if end > READ_BYTES:
@@ -125,7 +126,7 @@ def _record(members: dict[str, bytes], fields: dict[str, str], where: str) -> di
 
 
 def _int(digits: str) -> int:
-    """Python takes time that grows with the square of a number's length."""
+    """Raises ValueError at more than 20 digits: Python's time grows with the square of a number's length."""
     if len(digits) > 20:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)

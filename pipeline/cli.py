@@ -8,6 +8,7 @@ import click
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
@@ -72,7 +73,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     help="With --corpus manifest or dataset: what its table calls our columns path, text, speaker, split and id "
     "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
 )
-@click.option("--format", "prepare__format", type=click.Choice(["parquet", "webdataset"]), help="Format of the shards.")
+@click.option("--format", "prepare__format", type=click.Choice(FORMATS), help="Format of the shards.")
 @rerun_options
 @click.pass_context
 def prepare_command(

@@ -2,6 +2,7 @@
 
 import click
 
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from cache.storage import AnyPath
 from pipeline.options import examples, folders_argument, json_option, path_of, rerun_options
@@ -48,7 +49,7 @@ def verify_command(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> 
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["parquet", "webdataset"]),
+    type=click.Choice(FORMATS),
     required=True,
     help="Format of the shards in OUT.",
 )

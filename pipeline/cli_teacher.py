@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from pipeline.options import device_option, examples, lang_option, params_of, rerun_options, token_option, with_token
 
@@ -46,9 +47,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
     "--top-p", "teacher_cache__top_p", type=float, help="The mass that the kept tokens reach, if top-k allows."
 )
 @click.option("--batch-size", "teacher_cache__batch_size", type=int, help="Utterances in a batch.")
-@click.option(
-    "--format", "teacher_cache__format", type=click.Choice(["parquet", "webdataset"]), help="Format of the shards."
-)
+@click.option("--format", "teacher_cache__format", type=click.Choice(FORMATS), help="Format of the shards.")
 @device_option
 @click.option(
     "--engine",

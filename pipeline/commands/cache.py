@@ -6,7 +6,7 @@ from typing import Any
 from cache.convert import convert as convert_shards
 from cache.diff import LIKELY, compare
 from cache.errors import PipelineError
-from cache.info import facts
+from cache.info import statistics
 from cache.resume import Rerun
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
@@ -39,7 +39,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
 
     def look(folder: AnyPath) -> None:
         with ProgressReport(f"cache info {folder}", "records") as progress:
-            found.append(facts(open_shards(folder), progress))
+            found.append(statistics(open_shards(folder), progress))
 
     try:
         each(folders, str, look)

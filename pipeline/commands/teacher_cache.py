@@ -12,9 +12,10 @@ from pipeline.progress import ProgressReport
 from stages.shared.whisper.models import find_model
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
-from stages.teacher_cache.worker import Task
+from stages.teacher_cache.worker import ScoringRequest
 
 
 def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
@@ -24,25 +25,25 @@ def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
 def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
     teacher, token = teacher_source(params, language), needed_token(params, language)
-    task = Task(teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token)
+    task = ScoringRequest(
+        teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token
+    )
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
         manifest = cache(task, params, rerun, progress.audio)
     say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
 
 
-def here(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
+def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
     use_token(teacher.model, task.language, task.token)
-    student = load_vocabulary(task.student)
-    return cache_teacher(
-        teacher, task.utterances, task.out, task.language, task.settings, device, rerun, progress, student
-    )
+    job = ScoringJob(teacher, task.language, task.settings, device, load_vocabulary(task.student))
+    return cache_teacher(job, task.utterances, task.out, rerun, progress)
 
 
-def on_ray(task: Task, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
-    """Looks for the teacher here first: a missing one shows at once, and only one machine fetches it."""
+def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
+    """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
     say(find_model(task.teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 

@@ -1,6 +1,6 @@
-"""What each recording holds, by a hash of its bytes: a recording that was replaced is seen, also one of equal length.
+"""Hashes the bytes of each recording, so that a replaced recording is noticed even if its length is the same.
 
-Its hash is noted with its size and times, on this machine, so that no recording is read again that is as it was.
+The hash is stored on this machine with the file's size and times: an unchanged recording is not read again.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath, RemotePath
 from stages.prepare.items import Item
 
-# A file system's clock may tick this slowly: what was written just now may be written again without a change of time.
+# A file system's clock may tick this slowly: a file that is newer may change again without a change of its time.
 TICK_NS = 2_000_000_000
 Stamp = list[int | str]
-Notes = dict[str, tuple[Stamp, str]]  # by place, as it was, and its hash
+Notes = dict[str, tuple[Stamp, str]]  # path -> stamp of the file when it was hashed, and the hash
 
 
 def contents_sha256(items: list[Item], out: AnyPath, pool: ThreadPoolExecutor) -> list[str | None]:
-    """Of each item the hash of its recording's bytes; in a store its version; None where it cannot be read.
+    """Returns for each item the hash of its recording's bytes; in a store its version; None where it cannot be read.
 
-    out: the folder that is made of the items, under whose name the notes are kept.
+    out: the folder that is made from the items; it names the file of stored hashes.
     """
     path = notes_file(out)
     notes, stored = _read_notes(path), _stored_versions(items)
@@ -37,7 +37,7 @@ def contents_sha256(items: list[Item], out: AnyPath, pool: ThreadPoolExecutor) -
 
     contents = list(pool.map(content, items))
     if hashed != notes:
-        with suppress(OSError):  # a machine that keeps no notes reads everything each time
+        with suppress(OSError):  # without stored hashes every recording is read each time
             files.write_jsonl(
                 path, [{"place": name, "as": stamp, "sha256": sha} for name, (stamp, sha) in hashed.items()]
             )
@@ -49,14 +49,14 @@ def combined_sha256(contents: list[str | None]) -> str:
 
 
 def notes_file(out: AnyPath) -> Path:
-    """Beside `out`; where that lies in a store, in this machine's cache, for the notes are of this machine's files."""
+    """Returns the file of stored hashes: beside `out`, or in this machine's cache where `out` is in a store."""
     if isinstance(out, Path):
         return out.resolve().with_name(f".{out.resolve().name}.recordings")
     return files.download_folder() / "recordings" / hashlib.sha256(str(out).encode()).hexdigest()[:32]
 
 
 def _content(item: Item, notes: Notes, hashed: Notes) -> str | None:
-    """Also notes it in `hashed`, where it can be told later whether it is as it was."""
+    """Returns an item's hash. Also puts it into `hashed` if a later run can find out whether the file has changed."""
     name = str(item.audio.absolute()) if isinstance(item.audio, Path) else item.source
     try:
         stamp = _stamp(item)
@@ -71,10 +71,10 @@ def _content(item: Item, notes: Notes, hashed: Notes) -> str | None:
 
 
 def _stamp(item: Item) -> Stamp:
-    """[] where nothing tells whether it has changed."""
+    """Returns values that change with the recording, [] where there are none."""
     if isinstance(item.audio, Path):
         found = item.audio.stat()
-        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]  # a copy may have its original's mtime
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]  # ctime, too: a copy may keep its original's mtime
     return [item.version] if item.version else []
 
 
@@ -90,7 +90,7 @@ def _hash(item: Item) -> str:
 
 
 def _stored_versions(items: list[Item]) -> dict[RemotePath, str]:
-    """Of the recordings that lie in a store: one listing for each folder, where asking for each would take hours."""
+    """Returns the versions of recordings in stores, by one listing per folder: one request per recording would take hours."""
     folders = {item.audio.parent for item in items if isinstance(item.audio, RemotePath)}
     return {folder / name: version for folder in folders for name, version in storage.versions(folder).items()}
 
@@ -98,5 +98,5 @@ def _stored_versions(items: list[Item]) -> dict[RemotePath, str]:
 def _read_notes(path: Path) -> Notes:
     try:
         return {row["place"]: (row["as"], row["sha256"]) for row in files.read_jsonl(path)}
-    except (PipelineError, OSError, TypeError, KeyError):  # missing, or not ours: everything is read
+    except (PipelineError, OSError, TypeError, KeyError):  # missing or not ours: every recording is read
         return {}

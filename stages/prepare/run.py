@@ -1,4 +1,4 @@
-"""Prepare: read a corpus, decode every recording once, write `<out>/<split>/` as utterance shards."""
+"""Reads a corpus, decodes every recording once, and writes `<out>/<split>/` as utterance shards."""
 
 import os
 from collections import Counter
@@ -24,11 +24,11 @@ from stages.prepare.unread import discard_if_readable_now
 from stages.prepare.unusable import nothing_usable
 from stages.prepare.utterances import Listed, Made, as_duplicate, make_utterance
 
-# Raise it whenever the same corpus and settings give other records: work of another version is made again.
+# Raise this whenever the same corpus and settings give other records: work of another version is made again.
 PREPARE_VERSION = 2
 KIND = "utterances"
 LIMITS = {"min_seconds", "max_missing_seconds", "max_clipped", "max_characters_per_second"}
-THREADS = 4  # at most: decoding, resampling and FLAC release the interpreter lock
+THREADS = 4  # the most; decoding, resampling and FLAC release the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SplitSummary:
     utterances: int
     seconds: float
     left_out: dict[str, int]  # by reason
-    noticed: dict[str, int]  # by reason: what is kept, put right or in doubt
+    noticed: dict[str, int]  # by reason: utterances that are kept although they were corrected or are doubtful
     not_selected: int
     notes: list[str]  # of the corpus as a whole
 
@@ -53,11 +53,11 @@ def prepare(
     split_suffix: str = "",
     progress: Progress[float] = silent,
 ) -> list[SplitSummary]:
-    """Writes `<out>/train`, `validation` and `test`, as far as the corpus has them; what is done is not done again.
+    """Writes `<out>/train`, `validation` and `test`, as far as the corpus has them. Finished work is not done again.
 
     out: the language's folder. max_seconds: the audio window; train and validation hold nothing longer, test does.
     split_suffix: for a further test corpus, "@fleurs"; then only `<out>/test@fleurs` is written.
-    Raises PipelineError where a split has nothing usable, or, where `rerun` is `refuse`, the folder was made otherwise.
+    Raises PipelineError where a split has nothing usable, or if `rerun` is `refuse` and the folder was made otherwise.
     """
     corpus = _read(corpus_settings, language, ("test",) if split_suffix else SPLITS)
     with sole_writer(out), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -65,10 +65,12 @@ def prepare(
             contents = _contents(corpus, out.with_name(out.name + split_suffix), pool, progress)
             if not split_suffix:
                 _discard_foreign_splits(corpus, corpus_settings.name, out, rerun)
-            # Every folder is opened before any work is done, so that a refusal comes at once.
+            # Every folder is opened before any work is done: a refusal then comes at once.
             writers = {
-                split + split_suffix: ShardWriter(out / (split + split_suffix), KIND, facts, settings.format, rerun)
-                for split, facts in _split_settings(
+                split + split_suffix: ShardWriter(
+                    out / (split + split_suffix), KIND, provenance, settings.format, rerun
+                )
+                for split, provenance in _provenance(
                     corpus, contents, corpus_settings, settings, language, max_seconds
                 ).items()
             }
@@ -93,7 +95,7 @@ def _read(settings: CorpusSettings, language: str, wanted: tuple[str, ...]) -> C
 def _contents(
     corpus: Corpus, out: AnyPath, pool: ThreadPoolExecutor, progress: Progress[float]
 ) -> dict[str, list[str | None]]:
-    """By split, of each item what its recording holds."""
+    """Returns for each split the hash of each item's recording."""
     items = [item for split in corpus.splits.values() for item in split]
     progress(0, len(items), 0.0)
     found = iter(contents_sha256(items, out, pool))
@@ -101,7 +103,10 @@ def _contents(
 
 
 def _discard_foreign_splits(corpus: Corpus, name: str, out: AnyPath, rerun: Rerun) -> None:
-    """A split that this corpus lacks may still lie there from another corpus, and would be trained or tested on."""
+    """Removes splits that this corpus lacks: another corpus left them, and they would be trained or tested on.
+
+    Raises PipelineError if `rerun` is `refuse` and there is such a split.
+    """
     for folder in (out / split for split in SPLITS if split not in corpus.splits):
         if (folder / MANIFEST).exists() or (folder / PROGRESS).exists():
             if rerun == "refuse":
@@ -113,7 +118,7 @@ def _discard_foreign_splits(corpus: Corpus, name: str, out: AnyPath, rerun: Reru
             storage.remove_tree(folder)
 
 
-def _split_settings(
+def _provenance(
     corpus: Corpus,
     contents: dict[str, list[str | None]],
     corpus_settings: CorpusSettings,
@@ -121,8 +126,8 @@ def _split_settings(
     language: str,
     max_seconds: float,
 ) -> dict[str, dict[str, Any]]:
-    """All that each split's shards depend on, in the order of preparation."""
-    chosen = corpus_settings.model_dump(mode="json")
+    """Returns all that each split's shards depend on, in the order of preparation."""
+    corpus_values = corpus_settings.model_dump(mode="json")
     result, before = {}, ""
     for split in (split for split in SPLITS if split in corpus.splits):
         transcripts, recordings = transcripts_sha256(corpus.splits[split]), combined_sha256(contents[split])
@@ -130,28 +135,28 @@ def _split_settings(
             "prepare_version": PREPARE_VERSION,
             "language": language,
             "split": split,
-            "corpus": chosen["corpus"],
-            # where the corpus lies is no part of what it holds, which the two hashes below cover
-            **{f"corpus.{name}": value for name, value in chosen.items() if name not in ("corpus", "path")},
+            "corpus": corpus_values["corpus"],
+            # without the corpus' path: the two hashes below cover its content, wherever it is
+            **{f"corpus.{name}": value for name, value in corpus_values.items() if name not in ("corpus", "path")},
             **settings.model_dump(mode="json", include=LIMITS),
             "untranscribed": split == "train" and settings.untranscribed,
             "max_seconds": _longest(split, max_seconds),
             "shard_rows": settings.shard_rows,
             "transcripts": transcripts,
             "recordings": recordings,
-            "splits_before": before,  # a recording that is in an earlier split too is left out of this one
+            "splits_before": before,  # a recording that is also in an earlier split is left out of this one
         }
         before += transcripts + recordings
     return result
 
 
 def _longest(split: str, max_seconds: float) -> float | None:
-    # Test keeps every length: dropping its long utterances would flatter the result. Evaluation decodes by windows.
+    # Test keeps every length: without its long utterances the result would look better. Evaluation decodes by windows.
     return None if split == "test" else max_seconds
 
 
 class _Work:
-    """The preparation of one corpus, split after split, in an order in which a duplicate is never lost from test."""
+    """Prepares one corpus, split after split, test first: of duplicate recordings the one in test is kept."""
 
     def __init__(
         self,
@@ -167,7 +172,7 @@ class _Work:
         self.max_seconds, self.writers, self.progress = max_seconds, writers, progress
         self.done, self.total = 0, sum(map(len, corpus.splits.values()))
         self.seconds = 0.0
-        self.audio_seen: dict[str, str] = {}  # audio_sha256: the utterance that has it, as "split/id"
+        self.first_with_audio: dict[str, str] = {}  # audio_sha256 -> the first utterance with it, as "split/id"
 
     def split(self, split: str, label: str, pool: ThreadPoolExecutor) -> SplitSummary:
         items, writer = self.corpus.splits[split], self.writers[label]
@@ -203,13 +208,13 @@ class _Work:
     def _make_shard(
         self, split: str, label: str, items: list[Item], pool: ThreadPoolExecutor
     ) -> tuple[list[dict], dict[str, list[dict]]]:
-        """The records, and the lines of what is left out and of what is noticed."""
+        """Returns the records, and the lines for left_out.jsonl and noticed.jsonl."""
         make = self.maker(split)
         records: list[dict] = []
         left_out: list[Listed] = []
         noticed: list[Listed] = []
         for result in pool.map(make, items):
-            if isinstance(result, Made) and (first := self.audio_seen.get(result.record["audio_sha256"])):
+            if isinstance(result, Made) and (first := self.first_with_audio.get(result.record["audio_sha256"])):
                 result = as_duplicate(result.record, first)
             if isinstance(result, Listed):
                 left_out.append(result)
@@ -222,7 +227,7 @@ class _Work:
         return records, {"left_out": list(map(asdict, left_out)), "noticed": list(map(asdict, noticed))}
 
     def _remember_audio(self, label: str, records: list[dict]) -> None:
-        self.audio_seen.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
+        self.first_with_audio.update({record["audio_sha256"]: f"{label}/{record['id']}" for record in records})
 
     def _advance(self, items: int, seconds: float) -> None:
         self.done += items
@@ -230,10 +235,10 @@ class _Work:
         self.progress(self.done, self.total, self.seconds)
 
     def _finish(self, split: str, label: str, items: list[Item]) -> dict[str, Any]:
-        """Writes what was left out, then the manifest. Raises PipelineError where nothing is left."""
+        """Writes the lists, then the manifest, and returns it. Raises PipelineError where no utterance is left."""
         writer = self.writers[label]
         entries = [writer.shards[index] for index in sorted(writer.shards)]
-        # While in work each shard's entry holds what it left out and noticed; finished, each has a file of its own.
+        # In progress.json each shard's entry holds its lists. In a finished folder each list is a file of its own.
         lists = {name: [row for entry in entries for row in entry[name]] for name in ("left_out", "noticed")}
         counts = {name: dict(sorted(Counter(row["reason"] for row in rows).items())) for name, rows in lists.items()}
         files.write_jsonl(writer.folder / LEFT_OUT, lists["left_out"])

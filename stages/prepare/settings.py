@@ -1,9 +1,10 @@
 """The parameters of a language's corpus and of its preparation."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from cache.formats import Format
 from stages.prepare.corpora import CORPORA, settings_class
 from stages.prepare.corpora.settings import CorpusBase
 from stages.shared.settings import Settings
@@ -34,4 +35,4 @@ class PrepareSettings(Settings):
     untranscribed: bool = Field(
         default=False, description="keep training recordings without a text, for teacher_cache.targets 'pseudo'"
     )
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: Format = "parquet"

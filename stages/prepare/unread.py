@@ -1,4 +1,4 @@
-"""What could not be read is tried again: ffmpeg, a right or a mount may be there now, while the corpus is as it was."""
+"""Tries again to read what could not be read: ffmpeg, a permission or a mount may be there now, with the same corpus."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from cache.shards import LEFT_OUT, ShardWriter
 from stages.prepare.items import Item
 from stages.prepare.utterances import Listed, Made
 
-UNREAD = ("missing", "unreadable")  # reasons for leaving out that may pass
+UNREAD = ("missing", "unreadable")  # reasons for leaving out that may be temporary
 IDS_SHOWN = 5
 Make = Callable[[Item], Made | Listed]
 
@@ -18,10 +18,10 @@ Make = Callable[[Item], Made | Listed]
 def discard_if_readable_now(
     splits: list[tuple[ShardWriter, list[Item], Make]], rerun: Rerun, pool: ThreadPoolExecutor
 ) -> None:
-    """Empties the folders of all splits where one of them left out what can be read now.
+    """Discards all splits if one of them left out a recording that can be read now.
 
-    Of all, since one more recording may make another a duplicate, in a later split too.
-    Raises PipelineError naming the recordings, where `rerun` is `refuse`.
+    It discards all, since the recording may make another one a duplicate, also in a later split.
+    Raises PipelineError naming the recordings, if `rerun` is `refuse`.
     """
     readable = []
     for writer, items, make in splits:
@@ -41,7 +41,7 @@ def discard_if_readable_now(
 
 
 def _unread(writer: ShardWriter) -> set[str]:
-    """The ids of what the work that is there left out because it could not be read."""
+    """Returns the ids of recordings that earlier work left out because it could not read them."""
     if writer.complete:
         path = writer.folder / LEFT_OUT
         rows = files.read_jsonl(path) if path.exists() else []

@@ -1,4 +1,4 @@
-"""What to say where nothing of a split can be used: the first reason in full, and for a missing file the likely cause."""
+"""Writes the message for a split without usable recordings: the first reason in full, and why a file may be missing."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def nothing_usable(where: str, items: list[Item], left_out: list[dict[str, Any]], list_file: AnyPath) -> str:
-    """left_out: the rows of `list_file`."""
+    """Returns the message. left_out: the rows of `list_file`."""
     if not left_out:
         return f"{where}: nothing usable among {len(items)} recordings (it lists no recordings)"
     counts = dict(sorted(Counter(row["reason"] for row in left_out).items()))
@@ -27,7 +27,7 @@ def nothing_usable(where: str, items: list[Item], left_out: list[dict[str, Any]]
 
 
 def missing_cause(audio: object, source: str) -> str:
-    """source: the path as the corpus has it."""
+    """Returns the likely cause of a missing file. source: the path as the corpus has it."""
     if WINDOWS.match(source):
         return "that is a path of Windows: list the recordings by relative paths"
     if not isinstance(audio, Path):

@@ -1,4 +1,4 @@
-"""From an item to an utterance record, or to the reason why it is left out."""
+"""Turns an item into an utterance record, or into the reason why it is left out."""
 
 import errno
 import math
@@ -16,10 +16,10 @@ from stages.prepare.items import Item
 from stages.prepare.settings import PrepareSettings
 from stages.shared import audio
 
-# Whisper's own tokens, as pseudo-labelled corpora have them in their text: <|0.00|>, <|endoftext|>, <|gl|>.
+# Whisper's own tokens, which occur in pseudo-labelled corpora: <|0.00|>, <|endoftext|>, <|gl|>.
 CONTROL_TOKEN = re.compile(r"<\|[^<>|]*\|>")
 
-NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # a link to itself
+NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # ELOOP: a link to itself
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Listed:
     id: str
     source: str
     # left out: missing, unreadable, truncated, empty, silent, too_long, clipped, too_fast, no_text, duplicate or
-    # sentence_in_test and the like, of the splits that were drawn
-    # noticed: control_tokens, scaled or one_channel, which are put right; clipped or too_fast, which test keeps
+    # sentence_in_test and the like, in splits that were drawn
+    # noticed: control_tokens, scaled or one_channel, which are corrected; clipped or too_fast, which test keeps
     reason: str
     detail: str
 
@@ -42,9 +42,10 @@ class Made:
 
 
 def make_utterance(item: Item, settings: PrepareSettings, split: str, max_seconds: float | None) -> Made | Listed:
-    """The item's record, with the text in NFC, its case and punctuation kept; or the reason why it is left out.
+    """Returns the item's record, or the reason why it is left out. The text is in NFC and keeps case and punctuation.
 
-    max_seconds: None where any length will do. Memory is bounded by it, however long the recording.
+    max_seconds: the longest recording, None for any length. It bounds the memory, however long the recording is.
+    Raises StorageError where a store fails.
     """
     if item.excluded is not None:
         return _listed(item, *item.excluded)
@@ -57,10 +58,10 @@ def make_utterance(item: Item, settings: PrepareSettings, split: str, max_second
     try:
         recording = audio.decode(_source(item), longest)
     except StorageError:
-        raise  # a store that fails is no reason to leave a recording out
+        raise  # a failing store is no reason to leave a recording out
     except (FileNotFoundError, NotADirectoryError):
         return _listed(item, "missing", f"{item.audio}: no such file")
-    except (PipelineError, PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: a null in the name
+    except (PipelineError, PermissionError, IsADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         return _listed(item, "unreadable", str(error))
     if unusable := _unusable(recording, settings, longest):
         return _listed(item, *unusable)
@@ -72,14 +73,14 @@ def make_utterance(item: Item, settings: PrepareSettings, split: str, max_second
 
 
 def _text(item: Item) -> tuple[str, list[Listed]]:
-    """The transcript without Whisper's own tokens, and what is to be said of it."""
+    """Returns the transcript without Whisper's own tokens, and a line for noticed.jsonl if there were any."""
     tokens = CONTROL_TOKEN.findall(item.text)
     noticed = [_listed(item, "control_tokens", f"removed from the text: {' '.join(tokens)}")] if tokens else []
     return clean_text(CONTROL_TOKEN.sub(" ", item.text)), noticed
 
 
 def _unusable(recording: audio.Recording, settings: PrepareSettings, longest: float) -> tuple[str, str] | None:
-    """(reason, detail) where no split can use the recording."""
+    """Returns (reason, detail) if no split can use the recording."""
     seconds = len(recording.samples) / audio.SAMPLE_RATE
     if settings.max_missing_seconds is not None and recording.missing > settings.max_missing_seconds:
         return "truncated", f"{seconds:.3g} s, and {audio.describe_missing(recording.missing)}"
@@ -93,7 +94,7 @@ def _unusable(recording: audio.Recording, settings: PrepareSettings, longest: fl
 
 
 def _doubtful(recording: audio.Recording, text: str, settings: PrepareSettings) -> Iterator[tuple[str, str]]:
-    """(reason, detail) of what is not to be learnt from; test keeps it, since without it the result would be flattered."""
+    """Yields (reason, detail) if a recording must not be trained on. Test keeps it: without it results would look better."""
     if settings.max_clipped is not None and recording.clipped > settings.max_clipped:
         share, most = 100 * recording.clipped, 100 * settings.max_clipped
         yield "clipped", f"{share:.3g} % of the samples are at full scale, more than {most:g} %"
@@ -135,7 +136,7 @@ def _refuse_no_name(path: Path) -> None:
 
 
 def as_duplicate(record: dict, first: str) -> Listed:
-    """first: which utterance has the same audio."""
+    """first: the utterance with the same audio, as "split/id"."""
     return Listed(record["id"], record["source"], "duplicate", f"same audio as {first}")
 
 
@@ -144,7 +145,7 @@ def clean_text(text: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether there is a letter, a mark or a digit in it: whether anything can be said or scored."""
+    """Returns whether `text` holds a letter, a mark or a digit. Without one there is nothing to score."""
     return any(map(_is_word_character, text))
 
 

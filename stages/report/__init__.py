@@ -1,1 +1,1 @@
-"""What was measured, for people: one HTML file, the same in Markdown, and the numbers behind both."""
+"""The report stage: writes the results as one HTML file, as Markdown, and as the numbers behind both."""

@@ -1,4 +1,4 @@
-"""The systems measured on one corpus, set beside the base model."""
+"""Compares the systems that were measured on one corpus with the base model."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,17 +15,17 @@ from stages.shared.scoring import interval
 class Line:
     result: Result
     interval: tuple[float, float] | None  # of the leading rate
-    versus_base: Difference | None  # None for the base itself, or without one
+    versus_base: Difference | None  # None for the base itself, or if it was not measured
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds of decoding for a second of audio."""
+        """Seconds of decoding per second of audio."""
         metrics = self.result.metrics
         return metrics.seconds / metrics.audio_seconds if metrics.audio_seconds else None
 
     @property
     def gates(self) -> dict[str, list[float]]:
-        """{"encoder": share of tokens routed to the expert in each layer, "decoder": ...}; {} for models without gates."""
+        """The share of tokens routed to the expert, by layer: {"encoder": [...], "decoder": [...]}; {} without gates."""
         sides: dict[str, list[tuple[int, float]]] = {}
         for layer, share in self.result.metrics.gates.items():
             side, _, number = layer.split(".")
@@ -44,13 +44,13 @@ class Comparison:
     notes: list[str]
 
     def line(self, *systems: str) -> Line | None:
-        """The first of `systems` that was measured."""
+        """Returns the first of `systems` that was measured, else None."""
         by_system = {line.result.metrics.system: line for line in self.lines}
         return next((by_system[system] for system in systems if system in by_system), None)
 
 
 def compare(results: list[Result], resamples: int) -> list[Comparison]:
-    """One comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
+    """Returns a comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.metrics.language, result.corpus), []).append(result)
@@ -100,7 +100,7 @@ def _missing_rows(result: Result) -> str:
 
 
 def as_numbers(comparisons: list[Comparison], title: str, resamples: int) -> dict[str, Any]:
-    """comparison.json: nested objects rather than lists, so that `dvc metrics` can show the numbers."""
+    """Returns the content of comparison.json: nested objects instead of lists, so that `dvc metrics` can show the numbers."""
     languages: dict[str, Any] = {}
     for comparison in comparisons:
         languages.setdefault(comparison.language, {})[comparison.corpus] = {
@@ -118,7 +118,7 @@ COPIED = ("wer", "cer", "basic_wer", "basic_cer", "raw_wer", "raw_cer", "utteran
 
 
 def _numbers(line: Line, rate: str) -> dict[str, Any]:
-    """`rate` is the leading one: intervals and differences are of it."""
+    """rate: the leading rate; intervals and differences are of this rate."""
     metrics, change = line.result.metrics, line.versus_base
     low, high = line.interval or (None, None)
     change_low, change_high = (change and change.interval) or (None, None)

@@ -1,4 +1,4 @@
-"""Learning curves: `models/<lang>/<method>/curve.jsonl` in, a CSV for `dvc plots` out."""
+"""Reads learning curves, `models/<lang>/<method>/curve.jsonl`, and writes them as CSV for `dvc plots`."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
 
 class Point(BaseModel):
-    """A training row or a validation row; what a row does not hold is None."""
+    """A training row or a validation row. Values that the row lacks are None."""
 
     step: Annotated[int, Field(ge=0)]
     epoch: FiniteFloat | None = None
@@ -29,7 +29,10 @@ Curves = dict[tuple[str, str], list[Point]]  # by language and method
 
 
 def read_curves(models: AnyPath) -> Curves:
-    """The curve of a run for several languages, in `models/A+B`, is each one's with its own WER; one's own run comes first."""
+    """Reads all curves. A run for several languages, `models/A+B`, gives each language a curve with its own validation WER.
+
+    A language's own run is preferred to a run for several languages.
+    """
     curves: Curves = {}
     found = {(path.parent.parent.name, path.parent.name): path for path in models.glob("*/*/curve.jsonl")}
     for languages, method in sorted(found, key=lambda owner: ("+" in owner[0], owner)):
@@ -42,13 +45,13 @@ def read_curves(models: AnyPath) -> Curves:
 
 
 def _own(row: Any, language: str) -> Any:
-    """With the language's validation WER in place of the mean over the run's languages."""
+    """Replaces the mean validation WER over the run's languages by that of the language."""
     own = f"validation_wer_{language}"
     return {**row, "validation_wer": row[own]} if isinstance(row, dict) and own in row else row
 
 
 def curve_csv(points: list[Point]) -> str:
-    """One row per step, empty where nothing was measured: `dvc plots` draws one line per file."""
+    """Returns one row per step, with empty cells where nothing was measured. `dvc plots` draws one line per file."""
     steps: dict[int, dict[str, float | None]] = {}
     for point in points:
         row = steps.setdefault(point.step, dict.fromkeys(COLUMNS))
@@ -61,7 +64,7 @@ def curve_csv(points: list[Point]) -> str:
 
 
 def missing_curves(curves: Curves, language: str, systems: list[str], models: AnyPath) -> list[str]:
-    """A note for each trained system without a curve; the base and a downloaded teacher never have one."""
+    """Returns a note for each trained system without a curve. The base and a downloaded teacher never have one."""
     return [
         f"{path} is not there: the learning curve of {system_title(system)} is left out."
         for system in systems

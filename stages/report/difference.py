@@ -1,4 +1,4 @@
-"""The difference between two systems' rates, where the two can be compared at all."""
+"""The difference between the rates of two systems, if the two can be compared."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from stages.shared.scoring import paired_interval
 
 @dataclass(frozen=True)
 class Difference:
-    """A change of the leading rate, as a fraction: below zero is better. Without an interval, `reason` says why."""
+    """A change of the leading rate, as a fraction: below zero is better. `reason` says why there is no interval."""
 
     value: float
     interval: tuple[float, float] | None
@@ -17,11 +17,12 @@ class Difference:
 
     @property
     def includes_zero(self) -> bool:
+        """False where there is no interval."""
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 
 def difference(a: Result, b: Result, lead: Lead, resamples: int) -> Difference:
-    """The rate of `a` minus that of `b`."""
+    """Returns the rate of `a` minus the rate of `b`."""
     if reason := not_comparable(a, b, lead):
         return Difference(lead.of(a.metrics) - lead.of(b.metrics), None, reason)
     assert a.rows and b.rows
@@ -30,7 +31,7 @@ def difference(a: Result, b: Result, lead: Lead, resamples: int) -> Difference:
 
 
 def not_comparable(a: Result, b: Result, lead: Lead) -> str:
-    """Why no paired interval can be given, or ''."""
+    """Returns why no paired interval can be computed, '' if it can."""
     for what, found, other in (
         ("normaliser", a.metrics.normaliser, b.metrics.normaliser),
         ("split", a.metrics.split, b.metrics.split),

@@ -1,4 +1,4 @@
-"""Charts as static SVG with real text, drawn without a browser or a network; they take the page's text colour."""
+"""Draws charts as static SVG with real text, without a browser or a network. They take the page's text colour."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ POINTS = 60  # of a training curve; more are averaged, a line of noise says noth
 # By SYSTEM_ORDER; told apart on white and on black.
 COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e", "#7a6fd0", "#6f9a1c", "#a0703c", "#d0527a")
 PANELS = (  # column of the curve, title
-    ("validation_wer", ""),  # named by what the language's words are
+    ("validation_wer", ""),  # its title depends on the units of the language's error rate
     ("loss", "Training loss, all parts"),
     ("ce", "Cross-entropy"),
     ("kd", "Distance from the teacher (KD)"),
@@ -49,8 +49,8 @@ CONFIG = {
 class Figure:
     name: str
     caption: str
-    svg: str  # to stand inside a page
-    file: str  # to stand alone: on white, whatever surrounds it
+    svg: str  # for use inside a page
+    file: str  # for a file of its own: on a white background
 
 
 def rate_figure(name: str, lines: list[Line], lead: Lead) -> Figure:
@@ -76,7 +76,7 @@ def rate_figure(name: str, lines: list[Line], lead: Lead) -> Figure:
 
 
 def curve_figures(curves: Curves, language: str) -> list[Figure]:
-    """One small chart for each quantity that any of the language's runs recorded."""
+    """Returns a small chart for each quantity that any of the language's runs recorded."""
     figures = []
     trained = sorted((method for owner, method in curves if owner == language), key=system_order_key)
     for column, title in PANELS:
@@ -141,13 +141,13 @@ def _gate_chart(rows: list[dict[str, Any]], systems: list[str], names: list[str]
 
 
 def _scale(systems: list[str], names: list[str]) -> alt.Scale:
-    """A system keeps its colour in every chart; one that is not among the known is grey."""
+    """Returns the colours. A system has the same colour in every chart; an unknown one is grey."""
     colours = [COLOURS[SYSTEM_ORDER.index(s)] if s in SYSTEM_ORDER else COLOURS[0] for s in systems]
     return alt.Scale(domain=names, range=colours)
 
 
 def _thinned(values: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most POINTS points, each the mean of equally many neighbours."""
+    """Returns at most POINTS points, each the mean of equally many neighbours."""
     size = -(-len(values) // POINTS)
     groups = [values[start : start + size] for start in range(0, len(values), size)] if values else []
     return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]

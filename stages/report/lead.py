@@ -1,4 +1,4 @@
-"""The rate that a comparison goes by: words, or characters where a script has no spaces between words."""
+"""The leading rate of a comparison: of words, or of characters where a script has no spaces between words."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from stages.shared.whisper.languages import WITHOUT_SPACES
 
 @dataclass(frozen=True)
 class Lead:
-    """A rate's names for readers, and those of the rate that stands beside it."""
+    """The names of the leading rate, and of the second rate that is shown with it."""
 
-    rate: str  # its field in metrics
+    rate: str  # field in metrics
     name: str
     unit: str
-    lengths: str  # columns of the utterances' rows, and their plural for readers
+    lengths: str  # column of the utterances' rows, and the plural of the unit for readers
     errors: str
     beside: str
     beside_name: str
-    operations: str  # what substitutions, deletions and insertions are of
+    operations: str  # the units of substitutions, deletions and insertions
     validation: str
 
     def of(self, metrics: Metrics) -> float:

@@ -1,4 +1,4 @@
-"""What the report says, ready for either template."""
+"""Builds the content of the report for both templates."""
 
 import re
 from dataclasses import dataclass

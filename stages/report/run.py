@@ -1,4 +1,4 @@
-"""The report stage: results and learning curves in, one page out."""
+"""Reads results and learning curves and writes the report."""
 
 import re
 from html import escape
@@ -20,7 +20,7 @@ __all__ = ["format_summary", "write_report"]
 def write_report(
     metrics: AnyPath, models: AnyPath, out: AnyPath, title: str = "Speech recognition report", resamples: int = 10_000
 ) -> AnyPath:
-    """Returns the page, `out`/index.html; beside it report.md, figures/*.svg, curves/*.csv and comparison.json."""
+    """Writes index.html, report.md, figures/*.svg, curves/*.csv and comparison.json to `out`. Returns index.html."""
     comparisons = compare(read_results(metrics), resamples)
     curves = read_curves(models)
     page = make_page(title, comparisons, curves, models, resamples)
@@ -34,7 +34,7 @@ def write_report(
 
 
 def _replace(folder: AnyPath, ending: str, texts: dict[str, str]) -> None:
-    """Writes the files; those of systems that are there no more are removed."""
+    """Writes the files, and removes those of systems that are no longer there."""
     for path in folder.glob(f"*{ending}"):
         if path.name.removesuffix(ending) not in texts:
             path.unlink(missing_ok=True)
@@ -56,15 +56,15 @@ def _rendered(template: str, page: Page) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """On one line, with nothing in it that Markdown or HTML would act on."""
+    """Returns `text` on one line, with the special characters of Markdown and HTML escaped."""
     return escape(re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", " ".join(text.split())), quote=False)
 
 
 def unbroken(heading: str) -> str:
-    """A column's heading wraps between its words, but not before a unit, around a slash or at a hyphen."""
+    """Returns a heading that wraps between words, but not before a unit, around a slash or at a hyphen."""
     return heading.replace(" %", "\u00a0%").replace(" / ", "\u00a0/\u00a0").replace("-", "\u2011")
 
 
 def code_spans(text: str) -> str:
-    """`word` as <code>word</code>, all else escaped; only for our own sentences."""
+    """Turns `word` into <code>word</code> and escapes all else. Use it only for our own sentences."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

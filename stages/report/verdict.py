@@ -9,7 +9,7 @@ STUDENTS = tuple(reversed(METHODS))  # the verdict is about the first of them th
 
 
 def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead: Lead, resamples: int) -> str:
-    """`results` and `versus_base` are keyed by system."""
+    """Returns the verdict. Keys of `results` and `versus_base` are systems."""
     base = results.get("base")
     student = next((results[system] for system in STUDENTS if system in results), None)
     if base is None or student is None:

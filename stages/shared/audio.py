@@ -1,4 +1,4 @@
-"""Recordings of any format and length as 16 kHz mono float32, and the 16-bit FLAC in which utterances are kept."""
+"""Reads recordings of any format and length as 16 kHz mono float32; writes and reads the 16-bit FLAC of utterances."""
 
 import hashlib
 import io
@@ -16,11 +16,11 @@ from cache.records import MAX_SECONDS
 from stages.shared.recordings.levels import Levels, Mix
 from stages.shared.recordings.sources import FfmpegFrames, Frames, name_of, open_frames, reason_of
 
-SAMPLE_RATE = 16_000  # Hz: what Whisper's features are defined on
-QUALITY = "VHQ"  # soxr's best; at speech lengths it costs no more time than decoding does
-# -60 dBFS, 33 steps of 16 bits: the noise of an open microphone is louder, and so is the faintest speech.
+SAMPLE_RATE = 16_000  # Hz: Whisper's features are defined at this rate
+QUALITY = "VHQ"  # soxr's best; for speech it takes no more time than decoding
+# -60 dBFS, 33 steps of 16 bits. The noise of an open microphone is louder, and so is the faintest speech.
 SILENCE = 0.001
-# A file that ends this much before its header says is whole: an MP3's frame is at most 0.072 s, and some writers miscount.
+# A file that lacks at most this much counts as whole: an MP3's frame is at most 0.072 s, and some writers miscount.
 MISSING_SECONDS = 0.1
 PCM_SCALE = 32_768  # 16-bit steps in 1.0; a power of two, so that 16-bit audio comes back bit for bit
 
@@ -28,15 +28,15 @@ PCM_SCALE = 32_768  # 16-bit steps in 1.0; a power of two, so that 16-bit audio 
 @dataclass(frozen=True)
 class Recording:
     samples: np.ndarray  # (samples,) float32 at 16 kHz
-    missing: float  # seconds that the file says follow and that are not there; math.inf where it does not say how many
-    clipped: float  # share of the samples at full scale, of the channel that has most
+    missing: float  # seconds that the headers claim but the file lacks; math.inf if their number is unknown
+    clipped: float  # share of the samples at full scale, in the channel with the highest share
     mix: Mix
 
 
 def decode(source: Path | bytes, at_most: float = math.inf) -> Recording:
-    """The recording, its channels made one; reading ends once it has more than `at_most` seconds.
+    """Returns the recording with its channels mixed to one. Stops reading once it has more than `at_most` seconds.
 
-    Raises PipelineError where nothing here can read the format, OSError where there is no such file.
+    Raises PipelineError where the format cannot be read, OSError where there is no such file.
     """
     levels, samples = Levels(), 0
     with open_frames(source) as frames:
@@ -53,10 +53,10 @@ def decode(source: Path | bytes, at_most: float = math.inf) -> Recording:
 def read_windows(
     source: Path | bytes, seconds: float, warn: Callable[[str], None] = lambda message: None
 ) -> Iterator[np.ndarray]:
-    """Consecutive (samples,) float32 windows of `seconds` at 16 kHz, the last one shorter; memory holds one window.
+    """Yields consecutive (samples,) float32 windows of `seconds` at 16 kHz, the last one shorter. Memory holds one window.
 
-    The samples are those of `decode`. A file that ends before its header says is read as far as it goes.
-    warn: called with a line for each thing that was put right, and for what is missing at the end.
+    The samples are those of `decode`. A file that is cut off is read as far as it goes.
+    warn: called with a line for each correction, and for a missing end.
     """
     mix = _mix_of_all(source)
     size = round(seconds * SAMPLE_RATE)
@@ -76,12 +76,13 @@ def read_windows(
 
 
 def describe_missing(seconds: float) -> str:
+    """seconds: `Recording.missing`; math.inf if their number is unknown."""
     amount = "its end is missing" if math.isinf(seconds) else f"the last {seconds:.3g} s are missing"
     return f"the file is cut off: {amount}"
 
 
 def _mix_of_all(source: Path | bytes) -> Mix:
-    """What is to be done with the channels, from a first reading of the whole recording, where it can matter."""
+    """Returns how to mix the channels. Reads the whole recording first, unless its format needs no correction."""
     levels = Levels()
     with open_frames(source) as frames:
         if not frames.plain:
@@ -99,7 +100,7 @@ def _measured(frames: Iterable[np.ndarray], levels: Levels) -> Iterator[np.ndarr
 def _resampled(
     blocks: Iterable[np.ndarray], frames: Frames | FfmpegFrames, source: Path | bytes
 ) -> Iterator[np.ndarray]:
-    """Each (samples, channels) at 16 kHz."""
+    """Yields the blocks, each (samples, channels), at 16 kHz."""
     if frames.rate == SAMPLE_RATE:
         yield from blocks
         return
@@ -108,15 +109,15 @@ def _resampled(
         for block in blocks:
             yield resampler.resample_chunk(block)
         yield resampler.resample_chunk(np.zeros((0, frames.channels), np.float32), last=True)
-    except (RuntimeError, ValueError) as error:  # soxr raises both
+    except (RuntimeError, ValueError) as error:  # soxr raises either
         raise PipelineError(f"{name_of(source)}: cannot be resampled ({reason_of(error)})") from None
 
 
 def cut_at_pauses(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
-    """The recording that `pieces` make up, 16 kHz, in windows of at most `seconds` each, cut where it is quietest.
+    """Yields the recording that consists of `pieces`, 16 kHz, in windows of at most `seconds`, cut where it is quietest.
 
-    A cut within a word spoils both windows, and a rest of a few samples makes Whisper invent a sentence: so a cut lies in
-    the second half of a window, and the last two windows share what is left between them.
+    A cut within a word spoils both windows, and for a rest of a few samples Whisper invents a sentence. Therefore a cut lies
+    in the second half of a window, and the last two windows are about equally long.
     """
     size = round(seconds * SAMPLE_RATE)
     pending = np.zeros(0, np.float32)
@@ -136,24 +137,24 @@ def cut_at_pauses(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.n
 
 
 def _quietest(samples: np.ndarray, lowest: int, highest: int) -> int:
-    """The middle of the quietest tenth of a second between two positions."""
+    """Returns the middle of the quietest tenth of a second between two positions."""
     width = min(SAMPLE_RATE // 10, highest - lowest)
     energy = np.cumsum(np.square(samples[lowest:highest], dtype=np.float64))
     return lowest + width // 2 + int(np.argmin(energy[width:] - energy[:-width])) if len(energy) > width else highest
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
-    """16 kHz mono 16-bit FLAC of (samples,) float32; what lies outside [-1, 1] is clipped."""
+    """Returns (samples,) float32 as 16 kHz mono 16-bit FLAC. Values outside [-1, 1] are clipped."""
     buffer = io.BytesIO()
     soundfile.write(buffer, _pcm16(samples), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def decode_flac(data: bytes, at_most: float = MAX_SECONDS) -> np.ndarray:
-    """(samples,) float32 of `encode_flac`'s bytes.
+    """Returns the (samples,) float32 of `encode_flac`'s bytes.
 
-    Raises PipelineError where they are anything else, or claim more than `at_most` seconds: a minute of silence takes
-    3 kB, and room for all that a header claims would be made at once.
+    Raises PipelineError where the bytes are anything else, or claim more than `at_most` seconds. A minute of silence takes
+    3 kB, and the decoder allocates at once all that a header claims.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
@@ -174,12 +175,12 @@ def decode_flac(data: bytes, at_most: float = MAX_SECONDS) -> np.ndarray:
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Returns whether nothing can be heard in (samples,), -1 to 1: apart from a constant offset, all are below SILENCE."""
+    """Returns whether (samples,), -1 to 1, are silent: apart from a constant offset, all are below SILENCE."""
     return not len(samples) or float(samples.max() - samples.min()) < 2 * SILENCE
 
 
 def audio_sha256(samples: np.ndarray) -> str:
-    """Of the 16-bit little-endian samples, so that it depends neither on the encoder nor on the machine."""
+    """Returns the hash of the 16-bit little-endian samples. It depends neither on the encoder nor on the machine."""
     return hashlib.sha256(_pcm16(samples).astype("<i2").tobytes()).hexdigest()
 
 

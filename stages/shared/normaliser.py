@@ -1,4 +1,4 @@
-"""Texts made comparable before they are scored: by the pipeline's own rules, or by Whisper's basic ones."""
+"""Normalises texts before they are scored, by the pipeline's own rules or by Whisper's basic ones."""
 
 import unicodedata
 from functools import lru_cache
@@ -8,18 +8,17 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from stages.shared.whisper.languages import WITHOUT_SPACES
 
-NORMALISER = "marks-1"  # the number goes up with any change of the rules: results of two versions cannot be compared
-SPLIT_BY_BASIC = frozenset({"th", "ja", "zh", "lo", "my", "yue"})  # what Whisper's authors split, kept for comparison
+NORMALISER = "marks-1"  # raise the number with any change of the rules: results of two versions cannot be compared
+# The languages that Whisper's authors split into letters: fewer than WITHOUT_SPACES, which the default rules split.
+SPLIT_BY_BASIC = frozenset({"th", "ja", "zh", "lo", "my", "yue"})
 
-DOTTED_I = frozenset({"tr", "az"})  # languages in which i and ı are two letters, each with a capital of its own
+DOTTED_I = frozenset({"tr", "az"})  # here i and ı are two letters, each with its own capital
 SAME_LETTER = {"<wide>", "<narrow>", "<initial>", "<medial>", "<final>", "<isolated>"}  # kinds of decomposition
 APOSTROPHES = "'\u2019\u2018\u201b\u02bc\u02bb`\u00b4\u055a\u05f3"
 MIDDLE_DOTS = "\u00b7\u2027\u2219\u22c5\u2022"
 QUOTES = '"\u201c\u201d\u201e\u201f\u05f4'
-WORD_SIGNS = (
-    "\u104c\u104d\u104e\u104f\u06fd\u06fe"  # Burmese and Sindhi: punctuation or symbols by category, read as words
-)
-NO_BREAK = "\u0640\u055b\u055c\u055e\u055f"  # the Arabic stretch; Armenian signs of tone, written within a word
+WORD_SIGNS = "\u104c\u104d\u104e\u104f\u06fd\u06fe"  # Burmese, Sindhi: punctuation or symbols in Unicode, read as words
+NO_BREAK = "\u0640\u055b\u055c\u055e\u055f"  # the Arabic stretch (tatweel); Armenian marks of intonation, written within a word
 SPACE, DELETED = " ", ""
 
 BRACKETED = regex.compile(r"\[[^][]*\]|\([^()]*\)|【[^【】]*】|<(?![\s<>])[^<>]*(?<!\s)>")
@@ -38,21 +37,21 @@ CLUSTER = regex.compile(r"\X")
 
 
 def normalise(text: str, language: str) -> str:
-    """`text` as it is scored by default; normalising twice changes nothing. `language` is a code.
+    """Returns `text` as it is scored by default. Normalising twice changes nothing. `language` is a code.
 
-    1.  Canonical composition (NFC). Full and half width forms, and Arabic letters in a fixed shape, become the letter itself.
+    1.  Canonical composition (NFC). Full-width and half-width forms, and Arabic letters of a fixed shape, become the letter.
     2.  Case folding, between decomposition and composition, which makes its result final. Turkish and Azerbaijani: I is ı.
-    3.  Text in [], (), 【】, or <> without a space at its edge, goes: annotations such as [music] are not spoken. The basic
-        normaliser does so, too.
-    4.  Letters, marks and numbers stay. Vowel signs, tones and viramas are marks: a wrong one is an error. A mark without
-        a base goes, and so does one that encloses its base. Decimal digits of any script become 0 to 9: the same word.
-    5.  An apostrophe, of whatever shape, is ' within a word and goes elsewhere, where it cannot be told from a quotation mark.
-    6.  A middle dot stays between Latin letters (col·legi). Its lookalikes, and the letter ŀ, become it.
+    3.  Text in [], (), 【】, or <> without a space at its edge, is removed: annotations such as [music] are not spoken. The
+        basic normaliser does the same.
+    4.  Letters, marks and numbers stay. Vowel signs, tones and viramas are marks: a wrong one is an error. A mark without a
+        base and a mark that encloses its base are removed. Decimal digits of any script become 0 to 9: the same word.
+    5.  An apostrophe of any shape becomes ' within a word. Elsewhere it becomes a space: it may be a quotation mark.
+    6.  A middle dot stays between Latin letters (col·legi). Similar characters, and the letter ŀ, become a middle dot.
     7.  Gershayim or a double quotation mark stays between Hebrew letters, where it marks an abbreviation.
-    8.  The zero-width non-joiner stays within a word: Persian parts a word by it. The joiner goes: it changes how letters
-        are drawn, not which they are. The letters that Malayalam once wrote with it become those of today.
-    9.  Other invisible characters (soft hyphen, zero-width space, marks of direction) go without a trace.
-    10. Punctuation, symbols and control characters become a space: a-b and 1,5 are two words each, as with the basic one.
+    8.  The zero-width non-joiner stays within a word: Persian separates parts of a word by it. The joiner is removed: it
+        changes only how letters are drawn. Malayalam letters that were once written with it become those of today.
+    9.  Other invisible characters (soft hyphen, zero-width space, direction marks) are deleted, without a space.
+    10. Punctuation, symbols and control characters become a space: a-b and 1,5 are two words each, as in the basic one.
     """
     text = unicodedata.normalize("NFC", text.translate(_SHAPES))
     if language in DOTTED_I:
@@ -64,24 +63,24 @@ def normalise(text: str, language: str) -> str:
 
 
 def words(normalised: str, language: str) -> list[str]:
-    """The units of a word error rate: grapheme clusters for a script that has no space between words."""
+    """Returns the units of a word error rate: words, or grapheme clusters in a script without spaces between words."""
     if language not in WITHOUT_SPACES:
         return normalised.split()
     return [cluster for part in normalised.split() for cluster in CLUSTER.findall(part)]
 
 
 def characters(normalised: str, language: str) -> str:
-    """The units of a character error rate: without the spaces in a script that does not part words by them."""
+    """Returns the units of a character error rate: spaces count only in a script that separates words by them."""
     return normalised.replace(" ", "") if language in WITHOUT_SPACES else normalised
 
 
 def basic(text: str, language: str) -> str:
-    """Whisper's multilingual normaliser, by which papers report: it puts a space for each mark, and splits some scripts."""
+    """Applies Whisper's multilingual normaliser, which papers use: it replaces marks by spaces and splits some scripts."""
     return _basic(language in SPLIT_BY_BASIC)(text).strip()
 
 
 def basic_characters(normalised: str, language: str) -> str:
-    """Without the spaces that `basic` puts between letters: they would be hits that nobody transcribed."""
+    """Removes the spaces that `basic` puts between letters: they would count as correct characters."""
     return normalised.replace(" ", "") if language in SPLIT_BY_BASIC else normalised
 
 
@@ -91,14 +90,14 @@ def _basic(split_letters: bool) -> BasicTextNormalizer:
 
 
 def _without_brackets(text: str) -> str:
-    """The innermost go first, so that nested ones go whole."""
+    """Removes bracketed text, the innermost first, so that nested brackets are removed whole."""
     while (shorter := BRACKETED.sub(SPACE, text)) != text:
         text = shorter
     return text
 
 
 class _Shapes(dict[int, str]):
-    """For str.translate, filled as characters come up: shapes of a letter to the letter."""
+    """A table for str.translate, filled as characters occur: maps shapes of a letter to the letter."""
 
     def __missing__(self, code: int) -> str:
         kind = unicodedata.decomposition(chr(code)).partition(" ")[0]
@@ -107,7 +106,7 @@ class _Shapes(dict[int, str]):
 
 
 class _Characters(dict[int, str]):
-    """For str.translate, filled as characters come up: what becomes of each character of folded text."""
+    """A table for str.translate, filled as characters occur: maps each character of case-folded text to its replacement."""
 
     def __missing__(self, code: int) -> str:
         self[code] = _kept(chr(code))

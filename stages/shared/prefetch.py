@@ -1,4 +1,4 @@
-"""Work ahead in threads: reading, decoding and log-mel overlap the model, and batches each other."""
+"""Works ahead in threads: reading, decoding and log-mel overlap with the model, and batches with each other."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +14,14 @@ MOST_WORKERS = 8  # each holds a batch in memory
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made ahead; an error arrives where its item would.
+    """Yields the same items in the same order, with up to `depth` of them made ahead. An error is raised in its item's place.
 
-    They are made on one core: a small tensor that waits for its share of cores which the model keeps busy takes longer.
+    Items are made on one core: with more, small tensors wait for cores that the model keeps busy, which takes longer.
     """
     iterator, cores = iter(items), torch.get_num_threads()
     with ThreadPoolExecutor(1) as worker:
         worker.submit(_use_one_core).result()
-        torch.set_num_threads(cores)  # for the threads to come: they begin with what was set last
+        torch.set_num_threads(cores)  # new threads begin with the number that was set last
         ahead: deque[Any] = deque(worker.submit(next, iterator, _END) for _ in range(depth))
         try:
             while (item := ahead.popleft().result()) is not _END:
@@ -34,14 +34,14 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 def _use_one_core() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # from its first use on a thread's number is its own
+    torch.get_num_threads()  # from its first use on the number belongs to this thread alone
 
 
 def map_batches(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> Iterator[R]:
-    """`function` of each item, in order. On a CPU several at once, each on its own cores.
+    """Yields `function(item)` for each item, in order. On a CPU several run at once, each on its own cores.
 
-    A result then does not depend on how many cores shared the sums behind it (up to MOST_WORKERS cores).
-    Raises what `function` raises, where its result would come.
+    Therefore a result does not depend on how many cores shared its sums (up to MOST_WORKERS cores).
+    An error of `function` is raised in its result's place.
     """
     cores = torch.get_num_threads()
     workers = min(cores, MOST_WORKERS) if device.type == "cpu" else 1
@@ -58,4 +58,4 @@ def map_batches(function: Callable[[T], R], items: Iterable[T], device: torch.de
         finally:
             for future in running:
                 future.cancel()
-            torch.set_num_threads(cores)  # a pool's threads set it for those that come after them, too
+            torch.set_num_threads(cores)  # the pool's threads have also set it for later threads

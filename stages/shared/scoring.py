@@ -1,4 +1,4 @@
-"""Word and character error rates, and how sure they are; shared by train-student, evaluate and report."""
+"""Word and character error rates, and their confidence intervals."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,16 +21,19 @@ RATES = {  # rate: its columns, (errors, reference length)
     "raw_cer": ("raw_character_errors", "raw_characters"),
 }
 OPERATIONS = ("hits", "substitutions", "deletions", "insertions")
+# Shapes are written out: (columns, utterances) and (columns, resamples)
+
 CHUNK = 2_000_000  # drawn utterances held at once: 8 MB of indices and 16 MB per gathered column
 
 Row = dict[str, Any]
 
 
 def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
-    """One utterance's counts. An empty reference is not an error: each word of the hypothesis is an insertion.
+    """Returns one utterance's counts. With an empty reference each word of the hypothesis is an insertion.
 
-    Three times: by the default normaliser, by Whisper's basic one (`basic_`) and as written (`raw_`). Where a script has no
-    spaces between words, "words" are grapheme clusters by default, and letters by the basic one if Whisper's authors split it.
+    Counts are made three times: with the default normaliser, with Whisper's basic one (`basic_`) and of the texts as written
+    (`raw_`). In a script without spaces between words, "words" are grapheme clusters with the default normaliser, and letters
+    with the basic one if it splits the script.
     """
     texts = reference, hypothesis
     default = [normalise(text, language) for text in texts]
@@ -51,7 +54,7 @@ def _words(texts: list[str]) -> jiwer.WordOutput:
 
 
 def _counts(words: jiwer.WordOutput, texts: list[str], prefix: str = "") -> dict[str, int]:
-    """`texts`: the reference and the hypothesis, as their characters are counted."""
+    """texts: the reference and the hypothesis in the form whose characters are counted."""
     reference, hypothesis = texts
     characters = jiwer.process_characters(reference, hypothesis)
     return {
@@ -71,9 +74,9 @@ def _errors(output: jiwer.WordOutput | jiwer.CharacterOutput) -> int:
 
 
 def totals(rows: list[Row]) -> dict[str, Any]:
-    """Counts summed over utterances, and rates as fractions: the sum of the errors over the sum of the lengths.
+    """Returns the counts summed over utterances, and rates as fractions: summed errors divided by summed lengths.
 
-    A rate is None where its own normaliser leaves nothing of all references.
+    A rate is None where its normaliser leaves nothing of any reference. Raises PipelineError where no reference has a word.
     """
     _require_words(rows)
     counts = {name: sum(row[name] for row in rows) for name in ("words", "characters", *OPERATIONS)}
@@ -92,7 +95,7 @@ def _require_words(rows: list[Row]) -> None:
 
 
 def interval(rows: list[Row], rate: str = "wer", resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of a pooled rate over utterances, taken as independent: (low, high), fractions."""
+    """Returns (low, high), fractions: the 95 % percentile bootstrap of a pooled rate, with utterances taken as independent."""
     _require_words(rows)
     errors, lengths = _columns(rows, rate)
     draws = _resample(np.stack([errors, lengths]), resamples, seed)
@@ -102,7 +105,7 @@ def interval(rows: list[Row], rate: str = "wer", resamples: int = 10_000, seed: 
 def paired_interval(
     rows_a: list[Row], rows_b: list[Row], rate: str = "wer", resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(rate(a) - rate(b), low, high), fractions: both systems see the same resampled utterances.
+    """Returns (rate(a) - rate(b), low, high), fractions. Both systems see the same resampled utterances.
 
     Bisani & Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
     Raises PipelineError unless both hold the same utterances (in any order) with references of the same length.
@@ -116,7 +119,7 @@ def paired_interval(
 
 
 def _matched(rows_a: list[Row], rows_b: list[Row], length: str) -> list[Row]:
-    """`rows_b` in the order of `rows_a`."""
+    """Returns `rows_b` in the order of `rows_a`."""
     a, b = _by_id(rows_a), _by_id(rows_b)
     if a.keys() != b.keys():
         only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
@@ -145,7 +148,7 @@ def _columns(rows: list[Row], rate: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resample(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(columns, utterances) -> (columns, resamples): each column's sum over utterances drawn with replacement."""
+    """Turns (columns, utterances) into (columns, resamples): each column's sums over utterances drawn with replacement."""
     return np.concatenate(list(_resample_chunks(columns, resamples, seed)), axis=1)
 
 
@@ -159,7 +162,7 @@ def _resample_chunks(columns: np.ndarray, resamples: int, seed: int) -> Iterator
 
 
 def _rate(errors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """A draw of empty references only has no rate and is left out; it needs a tiny set."""
+    """Returns the rates of the draws. A draw of empty references only has no rate and is left out; tiny sets have some."""
     return errors[lengths > 0] / lengths[lengths > 0]
 
 

@@ -1,7 +1,7 @@
-"""The teacher on many machines: shards are tasks on Ray actors that hold it. The driver alone records them.
+"""Runs the teacher on many machines: each shard is a call of a Ray actor that holds the teacher. Only the driver records.
 
-What is left to Ray: where a worker runs, how a call reaches it, and whether it is alive. Nothing here depends on how many
-workers there are, so that a run may begin on a cluster and go on in one process, or the other way round.
+Ray decides where a worker runs, delivers the calls, and tells whether a worker is alive. The result does not depend on the
+number of workers. Therefore a run may begin on a cluster and continue in one process, or the reverse.
 """
 
 import contextlib
@@ -20,48 +20,51 @@ from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.teacher_cache.pool import Plan, Pool, Say, short
-from stages.teacher_cache.run import Done, completed, finish, opened
+from stages.teacher_cache.pool import Plan, Pool, Print, last_line
+from stages.teacher_cache.run import ProgressCounter, finish, finished_manifest, open_writer
 from stages.teacher_cache.settings import ClusterSettings
-from stages.teacher_cache.worker import Task
+from stages.teacher_cache.worker import ScoringRequest
 
-MOST_CPUS = 8  # of a worker: a teacher's batch hardly gets faster with more
-OBJECT_STORE = 100 << 20  # bytes; only paths and manifest entries travel
+MOST_CPUS = 8  # per worker: a teacher's batch hardly gets faster with more
+OBJECT_STORE = 100 << 20  # bytes; only paths and manifest entries are sent
 
 
 def cache_teacher_on_ray(
-    task: Task,
+    request: ScoringRequest,
     cluster: ClusterSettings,
     device: str,
     rerun: Rerun = "refuse",
     progress: Progress[float] = silent,
-    say: Say = lambda text: None,
+    say: Print = lambda text: None,
 ) -> dict[str, Any]:
-    """What `cache_teacher` does, with the same result.
+    """Does the same as `cache_teacher` on a Ray cluster, with the same result.
 
-    say: is told of the workers, and of those that die.
+    say: called with a line about the workers, and about each that dies.
     """
-    source = ShardReader(task.utterances, "utterances")
-    with sole_writer(task.out), connected(cluster.address) as ray:
+    utterances = ShardReader(request.utterances, "utterances")
+    with sole_writer(request.out), connected(cluster.address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        plan = planned(nodes, cluster, device, len(source.shards))
+        plan = plan_workers(nodes, cluster, device, len(utterances.shards))
         say(f"Ray: machines: {len(nodes)}, workers: {plan.workers}, of each: CPUs: {plan.cpus}, GPUs: {plan.gpus}")
-        with Pool(ray, task, plan, device, say) as pool:
-            writer = opened(task.out, pool.open(source), task.settings.format, rerun)
+        with Pool(ray, request, plan, device, say) as pool:
+            writer = open_writer(request.out, pool.open(utterances), request.settings.format, rerun)
             if writer.complete:
-                return completed(writer)
-            waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-            for entry in pool.run(waiting, Done(progress, source, writer).add):
-                _check_seen(task.out, entry)
-                if entry["batch_size"] < task.settings.batch_size:
-                    say(f"{entry['name']}: made with batches of {entry['batch_size']}, for want of memory")
+                return finished_manifest(writer)
+            waiting = [index for index in range(len(utterances.shards)) if index not in writer.shards]
+            for entry in pool.run(waiting, ProgressCounter(progress, utterances, writer).add):
+                _check_seen(request.out, entry)
+                if entry["batch_size"] < request.settings.batch_size:
+                    say(f"{entry['name']}: made with batches of {entry['batch_size']}, for lack of memory")
                 writer.record(entry)
-        remove_temporaries(task.out)  # of workers that died
+        remove_temporaries(request.out)  # left by workers that died
         return finish(writer)
 
 
-def planned(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str, shards: int) -> Plan:
-    """nodes: Ray's resources of each machine. A worker has a GPU to itself where there are any, else a share of the cores."""
+def plan_workers(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str, shards: int) -> Plan:
+    """Decides how many workers run, and with what. A worker gets a GPU of its own if there are any, else a share of the cores.
+
+    nodes: Ray's resources of each machine. Raises PipelineError where no machine has room for a worker.
+    """
     gpus = int(device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes))
     if device not in ("auto", "cpu") and not gpus:
         raise PipelineError(f"device '{device}': no machine of the Ray cluster has a GPU; give auto or cpu")
@@ -79,8 +82,8 @@ def planned(nodes: list[dict[str, float]], cluster: ClusterSettings, device: str
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to `address`, to RAY_ADDRESS, or to a cluster of this machine that ends with the run."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    """Yields Ray, connected to `address`, to RAY_ADDRESS, or to a cluster on this machine that ends with the run."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no usage statistics
     try:
         import ray
     except ImportError:
@@ -93,7 +96,7 @@ def connected(address: str | None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise PipelineError(f"{address}: run this command on a machine of the cluster, with --ray-address auto")
-    # Ray prints the death of each worker to stdout; what matters of it is said in one line
+    # Ray prints the death of each worker to stdout; `say` is told of it in one line
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         _connect(ray, address)
         try:
@@ -109,20 +112,20 @@ def _connect(ray: Any, address: str) -> None:
             cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             ray.init(address, num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
         else:
-            if ":" in address:  # Ray itself would try for minutes
+            if ":" in address:  # Ray itself would try for minutes before it gives up
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
-            f"Ray at '{address}' cannot be reached ({short(error)}): is `ray start` done there, and where it has a token, "
-            "is that here, and RAY_AUTH_MODE=token?"
+            f"Ray at '{address}' cannot be reached ({last_line(error)}): run `ray start` there; if that Ray has a token, "
+            "give it here, too, with RAY_AUTH_MODE=token"
         ) from None
 
 
 def _check_seen(folder: AnyPath, entry: dict[str, Any]) -> None:
     if storage.sizes(folder).get(entry["name"]) != entry["bytes"]:
         raise PipelineError(
-            f"{folder / entry['name']}: a worker has written it, but here it is not: every machine must see the same "
-            "folders, by a shared filesystem or an object store"
+            f"{folder / entry['name']}: a worker has written this file, but it is not visible here: every machine must see "
+            "the same folders, by a shared filesystem or an object store"
         )

@@ -1,4 +1,4 @@
-"""One teacher, one language, one way to cache: what every shard has in common."""
+"""The work that all shards of a teacher cache have in common: teacher, language, settings."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages.shared import scoring
+from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, token_of
 from stages.teacher_cache.score import Scorer
@@ -17,44 +18,63 @@ from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
 
 
-@dataclass
-class Job:
-    """One teacher, one language, one way to cache: what every shard has in common."""
+@dataclass(frozen=True)
+class ScoringJob:
+    """A loaded teacher and all that its shards have in common.
+
+    student: the vocabulary whose token ids are stored; None: the teacher's own.
+    """
 
     teacher: Whisper
-    student: Vocabulary
     language: str
     settings: TeacherCacheSettings
-    dtype: torch.dtype
+    device: torch.device
+    student: Vocabulary | None = None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return self.student or vocabulary_of(self.teacher)
 
     @cached_property
     def tokens(self) -> TokenMap:
-        return map_tokens(vocabulary_of(self.teacher), self.student)
+        return map_tokens(vocabulary_of(self.teacher), self.vocabulary)
 
-    def facts(self, source: ShardReader) -> dict[str, Any]:
-        """Whatever the records depend on: it goes into the manifest, and a change of any of it makes another cache."""
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type that the teacher computes in; the device decides it where the settings say `auto`."""
+        return compute_dtype(self.settings.dtype, self.device)
+
+    def provenance(self, utterances: ShardReader) -> dict[str, Any]:
+        """Returns all that the records depend on, for the manifest: a change of any of it makes another cache.
+
+        Raises PipelineError where the vocabulary is too small for top_k, too large for 16 bits, or lacks the language.
+        """
         settings, model = self.settings, self.teacher.model
-        if not settings.top_k < min(model.config.vocab_size, self.student.size):
-            raise PipelineError(f"top_k is {settings.top_k}, expected less than the vocabulary's {self.student.size}")
-        if self.student.size > np.iinfo(np.uint16).max + 1:
-            raise PipelineError(f"{self.student.source}: vocabulary of {self.student.size}, expected at most 65536")
+        if not settings.top_k < min(model.config.vocab_size, self.vocabulary.size):
+            raise PipelineError(
+                f"top_k is {settings.top_k}, expected less than the vocabulary's {self.vocabulary.size}"
+            )
+        if self.vocabulary.size > np.iinfo(np.uint16).max + 1:
+            raise PipelineError(
+                f"{self.vocabulary.model_id}: vocabulary of {self.vocabulary.size}, expected at most 65536"
+            )
         return {
             "language": self.language,
             "token": token_of(self.teacher.model, self.language),
-            "split": source.manifest["split"],
-            "utterances": source.fingerprint(),
+            "split": utterances.manifest["split"],
+            "utterances": utterances.fingerprint(),
             "teacher": self.teacher.source,
             "teacher_weights": self.teacher.fingerprint,
             "teacher_vocab_size": model.config.vocab_size,
             "mel_bins": model.config.num_mel_bins,
-            "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
-            "vocab_size": self.student.size,
+            "tokenizer": tokenizer_fingerprint(self.vocabulary.tokenizer),
+            "vocab_size": self.vocabulary.size,
             "prompt": self._student_prompt(),
             "targets": settings.targets,
-            "transcribed": scoring.NORMALISER if settings.hears else None,
+            "transcribed": scoring.NORMALISER if settings.transcribes else None,
             "audio_window_s": self.teacher.audio_window_s,
             "top_p": settings.top_p,
-            "min_k": settings.fewest,
+            "min_k": settings.effective_min_k,
             "top_k": settings.top_k,
             "bits": settings.bits,
             "temperature": 1.0,
@@ -66,8 +86,8 @@ class Job:
         ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
         if (ids < 0).any():
             raise PipelineError(
-                f"{self.student.source} has no token for '{token_of(self.teacher.model, self.language)}', which the teacher "
-                f"{self.teacher.source} knows"
+                f"{self.vocabulary.model_id} has no token for '{token_of(self.teacher.model, self.language)}', "
+                f"which the teacher {self.teacher.source} knows"
             )
         return ids.tolist()
 

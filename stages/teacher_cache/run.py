@@ -1,10 +1,9 @@
-"""Side-car shards: for each utterance shard one with the same ids in the same order, holding the teacher's distribution."""
+"""Writes side-car shards: one for each utterance shard, with the same ids in the same order and the teacher's distributions."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
@@ -13,102 +12,96 @@ from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
-from stages.shared.whisper.device import compute_dtype
-from stages.shared.whisper.models import Whisper
-from stages.teacher_cache.job import Job
-from stages.teacher_cache.settings import TeacherCacheSettings
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.shard import ScoredShard, ShardScorer
-from stages.teacher_cache.vocabulary import Vocabulary, vocabulary_of
 
-# Raise it whenever the same utterances, teacher and settings give other records: work of another version is made again.
+# Raise this whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 1
-PART = "part-{:05d}.npy"  # a shard's share of the tail, until all are there
+# Shapes: V vocabulary
+PART = "part-{:05d}.npy"  # a shard's share of the tail, kept until all shards are finished
 
 
 def cache_teacher(
-    teacher: Whisper,
+    job: ScoringJob,
     utterances: AnyPath,
     out: AnyPath,
-    language: str,
-    settings: TeacherCacheSettings,
-    device: torch.device,
     rerun: Rerun = "refuse",
     progress: Progress[float] = silent,
-    student: Vocabulary | None = None,
 ) -> dict[str, Any]:
-    """Writes the teacher shards of one split to `out` and returns their manifest; goes on where it was interrupted.
+    """Writes the teacher shards of one split to `out` and returns their manifest; resumes where it was interrupted.
 
     progress: called with utterances done, utterances in all, and seconds of audio done.
-    student: whose token ids are stored; None: the teacher's own.
+    Raises PipelineError where `rerun` is `refuse` and `out` holds shards with another provenance.
     """
-    source = ShardReader(utterances, "utterances")
-    job = Job(teacher, student or vocabulary_of(teacher), language, settings, compute_dtype(settings.dtype, device))
+    reader = ShardReader(utterances, "utterances")
     with sole_writer(out):
-        writer = opened(out, job.facts(source), settings.format, rerun)
+        writer = open_writer(out, job.provenance(reader), job.settings.format, rerun)
         if writer.complete:
-            return completed(writer)
-        teacher.model.to(device)
-        done = Done(progress, source, writer)
-        waiting = [index for index in range(len(source.shards)) if index not in writer.shards]
-        shards: Iterator[tuple[int, list[dict]]] = ((index, source.read(index)) for index in waiting)
-        for shard in ShardScorer(job).run(shards, done.add):
-            writer.record(write_scored(out, settings.format, shard, source))
+            return finished_manifest(writer)
+        job.teacher.model.to(job.device)
+        counter = ProgressCounter(progress, reader, writer)
+        waiting = [index for index in range(len(reader.shards)) if index not in writer.shards]
+        shards: Iterator[tuple[int, list[dict]]] = ((index, reader.read(index)) for index in waiting)
+        for shard in ShardScorer(job).run(shards, counter.add):
+            writer.record(write_scored(out, writer.format, shard, reader))
         return finish(writer)
 
 
-def opened(out: AnyPath, facts: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
-    """facts: whatever the records depend on beside the version of this stage."""
-    return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **facts}, format, rerun)
+def open_writer(out: AnyPath, provenance: dict[str, Any], format: str, rerun: Rerun) -> ShardWriter:
+    """provenance: all that the records depend on, except the version of this stage."""
+    return ShardWriter(out, "teacher", {"teacher_cache_version": TEACHER_CACHE_VERSION, **provenance}, format, rerun)
 
 
-class Done:
-    """How far the work is, for the progress callback."""
+class ProgressCounter:
+    """Adds up finished work and reports the sums to the progress callback."""
 
-    def __init__(self, progress: Progress[float], source: ShardReader, writer: ShardWriter):
-        self.progress, self.total = progress, sum(source.rows)
-        self.utterances, self.seconds = 0, 0.0
+    def __init__(self, progress: Progress[float], utterances: ShardReader, writer: ShardWriter):
+        self.progress, self.total = progress, sum(utterances.rows)
+        self.done, self.seconds = 0, 0.0
         self.add(
-            sum(source.rows[index] for index in writer.shards),
-            sum(source.shards[index]["seconds"] for index in writer.shards),
+            sum(utterances.rows[index] for index in writer.shards),
+            sum(utterances.shards[index]["seconds"] for index in writer.shards),
         )
 
     def add(self, utterances: int, seconds: float) -> None:
-        self.utterances, self.seconds = self.utterances + utterances, self.seconds + seconds
-        self.progress(self.utterances, self.total, self.seconds)
+        """utterances, seconds of audio: done since the last call; negative where the work of a dead worker is lost."""
+        self.done, self.seconds = self.done + utterances, self.seconds + seconds
+        self.progress(self.done, self.total, self.seconds)
 
 
-def write_scored(folder: AnyPath, format: str, shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
+def write_scored(folder: AnyPath, format: str, shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
     """Writes a shard and its share of the tail, and returns its entry for the manifest."""
     write_part(folder, shard)
-    return write_shard(folder, "teacher", format, shard.index, shard.records, **shard_facts(shard, source))
+    return write_shard(folder, "teacher", format, shard.index, shard.records, **shard_facts(shard, utterances))
 
 
-def shard_facts(shard: ScoredShard, source: ShardReader) -> dict[str, Any]:
-    """What the manifest says of a shard beside its rows, size and hash."""
-    heard = [record for record in shard.records if record["word_errors"] is not None]
+def shard_facts(shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
+    """Returns what the manifest says of a shard in addition to its rows, size and hash."""
+    transcribed = [record for record in shard.records if record["word_errors"] is not None]
     return {
         "tokens": shard.tokens,
-        "seconds": source.shards[shard.index]["seconds"],
-        "word_errors": sum(record["word_errors"] for record in heard),
-        "words": sum(record["words"] for record in heard),
+        "seconds": utterances.shards[shard.index]["seconds"],
+        "word_errors": sum(record["word_errors"] for record in transcribed),
+        "words": sum(record["words"] for record in transcribed),
         "batch_size": shard.batch_size,
         "left_out": shard.left_out,
     }
 
 
 def write_part(folder: AnyPath, shard: ScoredShard) -> None:
-    """Before its shard is recorded: a shard that is there has its part."""
+    """Writes a shard's share of the tail. Call it before the shard is recorded: every recorded shard needs its part."""
     with atomic_path(folder / PART.format(shard.index)) as temporary, open(temporary, "wb") as file:
         np.save(file, shard.tail_V)
 
 
-def completed(writer: ShardWriter) -> dict[str, Any]:
-    """The manifest of a folder that was finished before."""
+def finished_manifest(writer: ShardWriter) -> dict[str, Any]:
+    """Returns the manifest of a folder that was finished before, and removes parts that a killed run left."""
     _remove_parts(writer.folder)
     return ShardReader(writer.folder, "teacher").manifest
 
 
 def finish(writer: ShardWriter) -> dict[str, Any]:
+    """Writes the list of what was left out, the mean tail and the manifest, and returns the manifest."""
     entries = [writer.shards[index] for index in sorted(writer.shards)]
     left_out = [row for entry in entries for row in entry["left_out"]]
     counts: dict[str, int] = {}
@@ -126,8 +119,11 @@ def finish(writer: ShardWriter) -> dict[str, Any]:
 
 
 def _write_tail(writer: ShardWriter) -> dict[str, Any]:
-    """The mean over all positions of the distribution outside the kept tokens, scaled to sum to one: float32 (V,)."""
-    tail_V = np.zeros(writer.settings["vocab_size"], np.float64)
+    """Writes the mean over all positions of the distribution outside the kept tokens, float32 (V,), scaled to sum to one.
+
+    Returns its entry for the manifest.
+    """
+    tail_V = np.zeros(writer.provenance["vocab_size"], np.float64)
     for index in sorted(writer.shards):
         with (writer.folder / PART.format(index)).open("rb") as file:
             tail_V += np.load(file, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""The teacher's distribution at every target position, teacher-forced on the targets."""
+"""Computes the teacher's distribution at every target position, teacher-forced on the targets."""
 
 import numpy as np
 import torch
@@ -10,32 +10,36 @@ from stages.shared.whisper.targets import decoder_inputs, target_positions
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap
 
-CHUNK_BYTES = 1 << 26  # of logits at a time
+# Shapes: B clips, S encoder positions, T decoder positions, N target positions of all clips, D model width,
+# V teacher's vocabulary, K top_k tokens
+
+CHUNK_BYTES = 1 << 26  # size of the logits that are computed at a time
 
 
 class Scorer:
-    """One teacher on its device; its methods may be called from several threads."""
+    """One teacher on its device. Its methods may be called from several threads."""
 
     def __init__(
         self, teacher: Whisper, prompt: list[int], tokens: TokenMap, settings: TeacherCacheSettings, dtype: torch.dtype
     ):
         self.model, self.end, self.prompt = teacher.model, teacher.tokenizer.eos_token_id, prompt
         self.settings, self.tokens, self.dtype = settings, tokens, dtype
-        self.weight_VD = self.model.model.decoder.embed_tokens.weight.float()  # as the output projection
+        self.weight_VD = self.model.model.decoder.embed_tokens.weight.float()  # tied to the output projection
         self.absent = torch.from_numpy(np.flatnonzero(tokens.to_student < 0)).to(self.model.device)
 
     @torch.inference_mode()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Log-mel (B, mels, frames) -> (B, S, D)."""
+        """Turns log-mel features (B, mels, frames) into the encoder's output (B, S, D)."""
         with self._autocast():
             return self.model.model.encoder(features.to(self.model.device)).last_hidden_state
 
     @torch.inference_mode()
     def score(self, encoded_BSD: torch.Tensor, targets: list[list[int]]) -> tuple[list[dict[str, object]], np.ndarray]:
-        """For each clip the distribution fields of a teacher record, and the sum over all positions of the distribution
-        outside the tokens kept there, (V,) float64 by the student's ids. targets: the teacher's ids, each (T,).
+        """Returns the distribution fields of each clip's record, and the summed tail.
 
-        The decoder runs in `dtype`; logits are float32, since bf16 logits tie every third pair of neighbours.
+        The tail is the distribution outside the tokens kept at a position, summed over all positions: float64, by the
+        student's ids. targets: for each clip its target tokens by the teacher's ids.
+        The decoder runs in `dtype`. Logits are float32, since bf16 logits tie every third pair of neighbours.
         """
         inputs = decoder_inputs(self.prompt, targets, self.end).to(self.model.device)
         with self._autocast():
@@ -64,16 +68,16 @@ class Scorer:
     def _chunk(
         self, hidden_ND: torch.Tensor, targets_N: torch.Tensor, tail_V: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """(counts (N,), ids (N, K), probs (N, K), tail log probs (N,), the targets' log probs (N,)), N positions.
+        """Returns counts (N,), ids (N, K), probs (N, K), tail log-probs (N,) and the targets' log-probs (N,).
 
-        Adds to `tail_V` what these positions have outside their kept tokens.
+        Adds to `tail_V` the probabilities outside the kept tokens, summed over the N positions.
         """
         logits_NV = F.linear(hidden_ND, self.weight_VD)
         logits_NV[:, self.absent] = -torch.inf
         target_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
         top_NK, ids_NK = logits_NV.topk(self.settings.top_k, dim=-1)
-        # One pass of exponentials, without the top tokens: their own sum is added. The mass of the rest is summed as
-        # such, since one minus the sum of rounded probabilities would be noise where it is small.
+        # One pass of exponentials over all but the top tokens, whose sum is added. The mass of the rest is a sum of its own:
+        # where it is small, one minus the sum of the rounded top probabilities would be noise.
         highest_N1 = top_NK[:, :1]
         rest_NV = logits_NV.scatter_(-1, ids_NK, -torch.inf).sub_(highest_N1).exp_()
         top_NK = (top_NK - highest_N1).exp_()
@@ -81,7 +85,7 @@ class Scorer:
         total_N = rest_N + top_NK.sum(-1)
         probs_NK = top_NK / total_N[:, None]
         counts_N = (probs_NK.cumsum(-1) < self.settings.top_p).sum(-1) + 1
-        counts_N.clamp_(self.settings.fewest, self.settings.top_k)
+        counts_N.clamp_(self.settings.effective_min_k, self.settings.top_k)
         dropped_NK = torch.arange(probs_NK.shape[1], device=counts_N.device) >= counts_N[:, None]
         dropped_probs_NK = probs_NK * dropped_NK
         tail_N = rest_N / total_N + dropped_probs_NK.sum(-1)

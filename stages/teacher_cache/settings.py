@@ -1,9 +1,10 @@
-"""TeacherCacheSettings change the content of the cache. ClusterSettings only say where it is computed."""
+"""TeacherCacheSettings change the cache's content. ClusterSettings only say where it is computed."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from cache.formats import Format
 from stages.shared.settings import Settings
 
 
@@ -12,7 +13,8 @@ class TeacherCacheSettings(Settings):
         "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
     )
     transcribe: bool = Field(
-        False, description="with reference targets, too, keep what the teacher hears: train.max_teacher_wer needs it"
+        False,
+        description="also with reference targets, keep the teacher's own transcript: train.max_teacher_wer needs it",
     )
     top_p: float = Field(0.95, gt=0, le=1, description="at each position the fewest tokens that reach this mass ...")
     min_k: int = Field(8, ge=1, description="... but at least so many")
@@ -20,21 +22,21 @@ class TeacherCacheSettings(Settings):
     bits: int = Field(7, ge=4, le=8, description="of a stored probability")
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: Format = "parquet"
 
     @property
-    def fewest(self) -> int:
-        """min_k, where top_k allows it."""
+    def effective_min_k(self) -> int:
+        """The least number of kept tokens: min_k, but at most top_k."""
         return min(self.min_k, self.top_k)
 
     @property
-    def hears(self) -> bool:
-        """Whether the teacher transcribes."""
+    def transcribes(self) -> bool:
+        """Whether the teacher transcribes the audio itself."""
         return self.targets == "pseudo" or self.transcribe
 
 
 class ClusterSettings(Settings):
-    """Not among a cache's facts: the same shards come from any number of workers."""
+    """Not part of a cache's provenance: the shards are the same with any number of workers."""
 
     engine: Literal["local", "ray"] = Field("local", description="this process, or workers of a Ray cluster")
     workers: int | None = Field(None, ge=1, description="null: one for each GPU, or as many as the CPUs allow")

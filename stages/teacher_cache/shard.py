@@ -1,4 +1,4 @@
-"""From the utterances of a shard to the records of its side-car shard."""
+"""Turns the utterances of a shard into the records of its side-car shard."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +16,14 @@ from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.device import fast_products, round_weights
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.vocabulary import TokenMap
 
 log = logging.getLogger(__name__)
-Tell = Callable[[int, float], None]  # utterances and seconds of audio that have been done since the last call
-NOTHING = {
+ReportProgress = Callable[[int, float], None]  # utterances and seconds of audio done since the last call
+# Shapes: B clips of a batch, S encoder positions, D model width, V vocabulary
+
+EMPTY_SCORES = {
     "targets": np.empty(0, np.uint16),
     "top_counts": np.empty(0, np.uint16),
     "top_ids": np.empty(0, np.uint16),
@@ -29,16 +31,16 @@ NOTHING = {
     "tail_log_probs": np.empty(0, np.float32),
     "mean_log_prob": None,
 }
-UNHEARD = {"teacher_text": None, "compression_ratio": None, "word_errors": None, "words": None}
+NO_TRANSCRIPT = {"teacher_text": None, "compression_ratio": None, "word_errors": None, "words": None}
 
 
 @dataclass
 class ScoredShard:
     index: int
-    records: list[dict[str, Any]]  # in the utterances' order; one that was left out has no targets
+    records: list[dict[str, Any]]  # in the order of the utterances; a record that was left out has no targets
     left_out: list[dict[str, str]]
     tail_V: np.ndarray  # (V,) float32: sum over positions of the distribution outside the kept tokens
-    batch_size: int  # the smallest in use while it was made
+    batch_size: int  # the smallest that was used
 
     @property
     def tokens(self) -> int:
@@ -49,11 +51,11 @@ class ScoredShard:
 class _Batch:
     shard: "_Shard"
     rows: list[int]
-    features: torch.Tensor | None  # (B, mels, frames); None where they did not fit into memory
-    silent: list[bool]  # by row: nothing is to be heard in it
+    features: torch.Tensor | None  # (B, mels, frames); None if they did not fit into memory
+    silent: list[bool]  # by row: whether nothing can be heard
 
     def split(self, size: int) -> "list[_Batch]":
-        """In parts of at most `size` rows, the last one first."""
+        """Splits the batch into parts of at most `size` rows, the last part first."""
         parts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
         return [
             _Batch(
@@ -65,45 +67,48 @@ class _Batch:
 
 @dataclass
 class _Shard:
-    """A shard in the making."""
+    """A shard that is being scored."""
 
     index: int
     utterances: list[dict]
     targets: list[list[int]]  # of the transcripts, by row
-    waiting: int  # rows whose batch is still to come
+    waiting: int  # number of rows that are not yet scored
     left_out: dict[int, tuple[str, str]]  # row -> reason, detail
-    batch_size: int  # the smallest in use while it was made
+    batch_size: int  # the smallest that was used
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
-    tails: dict[int, np.ndarray] = field(default_factory=dict)  # by each batch's first row
+    tails: dict[int, np.ndarray] = field(default_factory=dict)  # first row of a batch -> its share of the tail, (V,)
 
 
 class ShardScorer:
-    """Runs a job's teacher, on the device where its model is, over shards of utterances."""
+    """Runs a job's teacher over shards of utterances, on the device that holds its model."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: ScoringJob):
         self.job, self.settings, self.scorer = job, job.settings, job.scorer()
-        self.batch_size = job.settings.batch_size  # less, once a batch did not fit into memory
+        self.batch_size = job.settings.batch_size  # halved whenever a batch does not fit into memory
         round_weights(job.teacher.model.requires_grad_(False), job.dtype)
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
-        self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.hears else None
+        self.transcriber = Transcriber(job.teacher, job.language, job.dtype) if job.settings.transcribes else None
 
-    def run(self, shards: Iterable[tuple[int, list[dict]]], tell: Tell) -> Iterator[ScoredShard]:
-        """shards: (index, utterances) each. Reading and log-mel are ahead of the model, across shards, too."""
+    def run(self, shards: Iterable[tuple[int, list[dict]]], report_progress: ReportProgress) -> Iterator[ScoredShard]:
+        """Yields the shards, each when all its rows are scored. Reading and log-mel run ahead of the model, also across shards.
+
+        shards: (index, utterances) of each.
+        """
         with fast_products(self.job.dtype):
             batches = prefetch(self._batches(shards))
             for batch in map_batches(self._score, batches, self.job.teacher.model.device):
                 shard = batch.shard
                 shard.waiting -= len(batch.rows)
-                tell(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
+                report_progress(len(batch.rows), sum(shard.utterances[row]["seconds"] for row in batch.rows))
                 if not shard.waiting:
                     early = [row for row in shard.left_out if row not in shard.records]
-                    tell(len(early), sum(shard.utterances[row]["seconds"] for row in early))
-                    yield _finished(shard, self.job.student.size)
+                    report_progress(len(early), sum(shard.utterances[row]["seconds"] for row in early))
+                    yield _finished(shard, self.job.vocabulary.size)
 
     def _batches(self, shards: Iterable[tuple[int, list[dict]]]) -> Iterator[_Batch]:
-        """The longest first: little padding, and memory that does not fit shows at once."""
+        """Yields batches, the longest rows first: there is little padding, and a lack of memory shows at once."""
         for index, utterances in shards:
-            shard = self._opened(index, utterances)
+            shard = self._start_shard(index, utterances)
             kept = [row for row in range(len(utterances)) if row not in shard.left_out]
             by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
             start, size = 0, self.batch_size
@@ -123,9 +128,9 @@ class ShardScorer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return None, []  # `_score` makes them again, of fewer clips
+            return None, []  # `_score` makes the features again, for fewer clips
 
-    def _opened(self, index: int, utterances: list[dict]) -> _Shard:
+    def _start_shard(self, index: int, utterances: list[dict]) -> _Shard:
         job = self.job
         prompt = prompt_ids(job.teacher, job.language)
         targets, left_out = [], {}
@@ -143,9 +148,7 @@ class ShardScorer:
         return len(shard.targets[row]) or shard.utterances[row]["seconds"]
 
     def _score(self, batch: _Batch) -> _Batch:
-        """Puts the batch's records into its shard. A batch that does not fit into memory is done in halves, and so are
-        all that come after it.
-        """
+        """Puts the batch's records into its shard. Where a batch does not fit into memory, it and all later ones are halved."""
         waiting = [batch] if batch.rows else []
         while waiting:
             part = waiting.pop()
@@ -155,7 +158,7 @@ class ShardScorer:
         return batch
 
     def _fits(self, batch: _Batch) -> bool:
-        """Scores the batch, and returns whether there was memory for it."""
+        """Scores the batch. Returns whether it fitted into memory."""
         try:
             self._score_at_once(batch)
             return True
@@ -163,15 +166,15 @@ class ShardScorer:
             if not is_out_of_memory(error):
                 raise
             reason = str(error)
-        # after the except clause: until its end the error holds the batch's tensors
+        # after the except clause: within it the error keeps the batch's tensors alive
         self._lower(len(batch.rows), reason)
         return False
 
     def _lower(self, rows: int, reason: str) -> None:
-        """Halves the batch size. Raises PipelineError where it is one."""
+        """Halves the batch size. Raises PipelineError where it is 1."""
         if rows == 1:
             raise PipelineError(
-                f"out of memory with teacher_cache.batch_size 1 ({reason.strip().partition(chr(10))[0]}): free some, or use "
+                f"out of memory with teacher_cache.batch_size 1 ({reason.strip().partition(chr(10))[0]}): free memory, or use "
                 "a machine with more; what is done is kept"
             )
         if rows // 2 < self.batch_size:
@@ -181,16 +184,19 @@ class ShardScorer:
             torch.cuda.empty_cache()
 
     def _score_at_once(self, batch: _Batch) -> None:
-        """The encoder runs once for each clip, also where it is transcribed first. Nothing is kept where it fails."""
+        """Scores the batch in one step. The encoder runs once for each clip, also where it is transcribed first.
+
+        Where it raises, the shard is unchanged but for the tail of this batch, which the next attempt replaces.
+        """
         shard = batch.shard
         made = self._features(shard, batch.rows) if batch.features is None else (batch.features, batch.silent)
         encoded_BSD = self.scorer.encode(made[0])
-        heard = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
+        transcripts = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
         left_out: dict[int, tuple[str, str]] = {}
-        if heard and self.settings.targets == "pseudo":
-            targets = [transcript.tokens for transcript in heard]
-            reasons = [_unusable(transcript, self.job.tokens) for transcript in heard]
+        if transcripts and self.settings.targets == "pseudo":
+            targets = [transcript.tokens for transcript in transcripts]
+            reasons = [_unusable(transcript, self.job.tokens) for transcript in transcripts]
             left_out = {row: reason for row, reason in zip(batch.rows, reasons, strict=True) if reason}
         kept = [number for number, row in enumerate(batch.rows) if row not in left_out]
         scored: Iterator[dict[str, Any]] = iter([])
@@ -199,11 +205,15 @@ class ShardScorer:
             shard.tails[batch.rows[0]] = tail_V
             scored = iter(records)
         for number, row in enumerate(batch.rows):
-            facts = UNHEARD if heard is None else self._heard(heard[number], shard.utterances[row]["text"])
-            shard.records[row] = {**(NOTHING if row in left_out else next(scored)), **facts}
+            fields = (
+                NO_TRANSCRIPT
+                if transcripts is None
+                else self._transcript_fields(transcripts[number], shard.utterances[row]["text"])
+            )
+            shard.records[row] = {**(EMPTY_SCORES if row in left_out else next(scored)), **fields}
         shard.left_out.update(left_out)
 
-    def _heard(self, transcript: Transcript, reference: str) -> dict[str, Any]:
+    def _transcript_fields(self, transcript: Transcript, reference: str) -> dict[str, Any]:
         counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}
         return {
             "teacher_text": transcript.text,
@@ -215,7 +225,7 @@ class ShardScorer:
 
 def _finished(shard: _Shard, vocab_size: int) -> ScoredShard:
     records = [
-        {"id": utterance["id"], **shard.records.get(row, {**NOTHING, **UNHEARD})}
+        {"id": utterance["id"], **shard.records.get(row, {**EMPTY_SCORES, **NO_TRANSCRIPT})}
         for row, utterance in enumerate(shard.utterances)
     ]
     left_out = [
@@ -223,13 +233,13 @@ def _finished(shard: _Shard, vocab_size: int) -> ScoredShard:
         for row, (reason, detail) in sorted(shard.left_out.items())
     ]
     tail_V = np.zeros(vocab_size)
-    for first in sorted(shard.tails):  # in the same order whichever batch was done first
+    for first in sorted(shard.tails):  # a fixed order, whichever batch was done first: the sums round alike
         tail_V += shard.tails[first]
     return ScoredShard(shard.index, records, left_out, tail_V.astype(np.float32), shard.batch_size)
 
 
 def _unusable(transcript: Transcript, tokens: TokenMap) -> tuple[str, str] | None:
-    """Why the teacher's own words cannot be targets, None where they can."""
+    """Returns (reason, detail) if the teacher's own transcript cannot be the targets, else None."""
     if transcript.looped:
         return "loop", f"the teacher repeats itself: {transcript.text[-60:]!r}"
     if transcript.unended:

@@ -1,4 +1,4 @@
-"""From the teacher's token ids to the student's. They share the text tokens; ids of special tokens may be shifted."""
+"""Maps the teacher's token ids to the student's. They share the text tokens; ids of special tokens may be shifted."""
 
 import json
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ TIMESTAMPS = 1501  # 0.00 to 30.00 s
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the student's decoder reads and predicts."""
+    """The tokens that a model's decoder reads and predicts."""
 
     tokenizer: WhisperTokenizer
     size: int  # columns of the output projection
-    source: str
+    model_id: str  # hub id or folder
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """to_student: (teacher's vocabulary,) the student's id of each, -1 where it has none (such as a newer language)."""
+    """to_student: (teacher's vocabulary,) the student's id of each token, -1 where it lacks the token, as a newer language."""
 
     to_student: np.ndarray
     vocabulary_size: int  # the student's
@@ -33,19 +33,19 @@ def vocabulary_of(whisper: Whisper) -> Vocabulary:
     return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.source)
 
 
-def load_vocabulary(source: str) -> Vocabulary:
-    """Of the student `source` (hub id or folder), without its weights."""
-    folder = find_model(source).folder
+def load_vocabulary(model_id: str) -> Vocabulary:
+    """Loads the vocabulary of `model_id` (hub id or folder), without its weights. Raises PipelineError where it has none."""
+    folder = find_model(model_id).folder
     try:
         return Vocabulary(
-            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, source
+            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, model_id
         )
     except (OSError, ValueError, AttributeError) as error:
-        raise PipelineError(f"{source}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
+        raise PipelineError(f"{model_id}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
 
 
 def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
-    """Raises PipelineError naming the first difference where the two do not cut text into the same tokens."""
+    """Returns the map. Raises PipelineError naming the first difference if the two do not cut text into the same tokens."""
     if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         _check_text_tokens(teacher, student)
     _check_merges(teacher, student)
@@ -57,23 +57,23 @@ def map_tokens(teacher: Vocabulary, student: Vocabulary) -> TokenMap:
 
 
 def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """Token -> id, with the timestamps: they follow <|notimestamps|> also where the tokenizer does not name them."""
+    """Maps token -> id, with the timestamps: their ids follow <|notimestamps|> even if the tokenizer does not name them."""
     names = vocabulary.tokenizer.get_vocab()
     if "<|notimestamps|>" not in names:
-        raise PipelineError(f"{vocabulary.source}: no token <|notimestamps|>, expected a Whisper tokenizer")
+        raise PipelineError(f"{vocabulary.model_id}: no token <|notimestamps|>, expected a Whisper tokenizer")
     first = names["<|notimestamps|>"] + 1
     stamps = {f"<|{step * 0.02:.2f}|>": first + step for step in range(TIMESTAMPS)}
     return {token: number for token, number in {**stamps, **names}.items() if number < vocabulary.size}
 
 
 def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
-    """The tokens before <|endoftext|> are text, and the same ones in every multilingual Whisper."""
+    """Raises PipelineError if the tokens up to <|endoftext|> differ: they are text, the same in all multilingual Whispers."""
     ends = teacher.tokenizer.eos_token_id, student.tokenizer.eos_token_id
     for number in range(max(ends) + 1):
         one, other = (each.tokenizer.convert_ids_to_tokens(number) for each in (teacher, student))
         if one != other:
             raise PipelineError(
-                f"{teacher.source} and {student.source} do not cut text into the same tokens: token {number} is "
+                f"{teacher.model_id} and {student.model_id} do not cut text into the same tokens: token {number} is "
                 f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
             )
 
@@ -85,6 +85,6 @@ def _check_merges(teacher: Vocabulary, student: Vocabulary) -> None:
         one, other = (each[number] if number < len(each) else None for each in pairs)
         if one != other:
             raise PipelineError(
-                f"{teacher.source} and {student.source} do not cut text into the same tokens: merge {number} is "
+                f"{teacher.model_id} and {student.model_id} do not cut text into the same tokens: merge {number} is "
                 f"{one!r} there and {other!r} here: expected a teacher with the student's tokenizer"
             )

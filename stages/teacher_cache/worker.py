@@ -1,4 +1,4 @@
-"""What runs on each machine of a cluster: it holds the teacher and makes whole shards. It records nothing."""
+"""The process on each machine of a cluster: it holds the teacher and writes whole shards, but records nothing."""
 
 import socket
 import threading
@@ -10,10 +10,10 @@ import torch
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.shared.whisper.device import choose_device, compute_dtype, keep_freed_memory
+from stages.shared.whisper.device import choose_device, keep_freed_memory
 from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.targets import use_token
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
@@ -21,36 +21,36 @@ from stages.teacher_cache.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker is to do; small, for it travels."""
+class ScoringRequest:
+    """Tells a worker what to score. It is small, because it is sent to every worker."""
 
-    teacher: str  # hub id or folder, as it was asked for: the manifest says so
+    teacher: str  # hub id or folder as the user gave it: it goes into the manifest
     student: str
     audio_window_s: int
     language: str
     settings: TeacherCacheSettings
     utterances: AnyPath
     out: AnyPath
-    token: str | None = None  # the language whose token stands for `language` in prompts; None: its own
+    token: str | None = None  # the language whose token replaces that of `language` in prompts; None: its own
 
-    def absolute(self) -> "Task":
-        """The same for another working folder."""
+    def absolute(self) -> "ScoringRequest":
+        """Returns the request with absolute paths, for a process with another working folder."""
         return replace(self, utterances=self.utterances.absolute(), out=self.out.absolute())
 
 
 class Worker:
-    """Two shards at a time: while one is scored the other is read, or written.
+    """Handles two shards at a time: while one is scored the other is read or written.
 
-    teacher, student: where the task's two are, which it names as they were asked for.
+    teacher, student: absolute folders or hub ids; the request has them as the user gave them.
     """
 
-    def __init__(self, task: Task, teacher: str, student: str, device: str, threads: int):
-        self.task, self.teacher, self.student, self.device, self.threads = task, teacher, student, device, threads
+    def __init__(self, request: ScoringRequest, teacher: str, student: str, device: str, threads: int):
+        self.request, self.teacher, self.student, self.device, self.threads = request, teacher, student, device, threads
         self.scoring = threading.Lock()
         self.done: dict[int, tuple[int, float]] = {}
 
     def open(self) -> dict[str, Any]:
-        """Loads the teacher, and returns what the cache depends on: it must be the same on all workers."""
+        """Loads the teacher and returns the provenance, which must be the same on all workers."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         try:
@@ -60,35 +60,35 @@ class Worker:
                 f"on {socket.gethostname()}: {error}; every machine must see the same folders (by a shared filesystem or "
                 "an object store) and have the same kind of processor"
             ) from None
-        facts = job.facts(self.source)
-        job.teacher.model.to(self.where)
+        provenance = job.provenance(self.utterances)
+        job.teacher.model.to(job.device)
         self.scorer = ShardScorer(job)
-        return facts
+        return provenance
 
-    def _load(self) -> Job:
-        task = self.task
-        self.source = ShardReader(task.utterances, "utterances")
-        self.where = choose_device(self.device)
-        teacher = replace(load_whisper(self.teacher, task.audio_window_s), source=task.teacher)
-        use_token(teacher.model, task.language, task.token)
-        student = replace(load_vocabulary(self.student), source=task.student)
-        return Job(teacher, student, task.language, task.settings, compute_dtype(task.settings.dtype, self.where))
+    def _load(self) -> ScoringJob:
+        request = self.request
+        self.utterances = ShardReader(request.utterances, "utterances")
+        device = choose_device(self.device)
+        teacher = replace(load_whisper(self.teacher, request.audio_window_s), source=request.teacher)
+        use_token(teacher.model, request.language, request.token)
+        student = replace(load_vocabulary(self.student), model_id=request.student)
+        return ScoringJob(teacher, request.language, request.settings, device, student)
 
     def score(self, index: int) -> dict[str, Any]:
-        """Makes shard `index`, and returns its entry for the manifest."""
-        utterances = self.source.read(index)
+        """Scores and writes shard `index`, and returns its entry for the manifest."""
+        records = self.utterances.read(index)
         with self.scoring:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
             self.done[index] = 0, 0.0
-            (shard,) = self.scorer.run([(index, utterances)], lambda *counts: self._tell(index, *counts))
-        entry = write_scored(self.task.out, self.task.settings.format, shard, self.source)
+            (shard,) = self.scorer.run([(index, records)], lambda *counts: self._add_progress(index, *counts))
+        entry = write_scored(self.request.out, self.request.settings.format, shard, self.utterances)
         del self.done[index]
         return entry
 
-    def _tell(self, index: int, utterances: int, seconds: float) -> None:
+    def _add_progress(self, index: int, utterances: int, seconds: float) -> None:
         before = self.done[index]
         self.done[index] = before[0] + utterances, before[1] + seconds
 
     def progress(self) -> dict[int, tuple[int, float]]:
-        """Of the shards in the making: utterances and seconds of audio done."""
+        """Returns utterances and seconds of audio done, for each shard that is being scored."""
         return dict(self.done)

@@ -39,11 +39,11 @@ class TrainingData:
         self.student, self.prompt = student, prompt_ids(student, language)
         self.collate = Collate(student, settings)
         self.tail_V: torch.Tensor | None = None  # the mean of the teacher's tails
-        self.pseudo = teacher is not None and teacher.settings.get("targets") == "pseudo"
+        self.pseudo = teacher is not None and teacher.provenance.get("targets") == "pseudo"
         if teacher is not None:
             self._check_teacher(teacher)
             check_filters(teacher, settings)
-            self.tail_V, self.bits = torch.from_numpy(teacher.tail()), teacher.settings["bits"]
+            self.tail_V, self.bits = torch.from_numpy(teacher.tail()), teacher.provenance["bits"]
         self.left_out: list[dict[str, str]] = []
         groups = [self._index(shard) for shard in range(len(utterances.shards))]
         chosen = _choose_groups(groups, settings.train_fraction)
@@ -65,7 +65,7 @@ class TrainingData:
             "prompt": self.prompt,
             "audio_window_s": self.student.audio_window_s,
         }
-        found = {name: teacher.settings.get(name) for name in wanted}
+        found = {name: teacher.provenance.get(name) for name in wanted}
         if differing := differences(found, wanted):
             raise PipelineError(f"{teacher.folder} does not fit this student and corpus ({differing})")
         if teacher.rows != self.utterances.rows:

@@ -21,7 +21,7 @@ def check_filters(teacher: ShardReader, settings: TrainSettings) -> None:
 def reasons_to_leave_out(teacher: ShardReader, shard: int, settings: TrainSettings) -> dict[str, tuple[str, str]]:
     """Returns id -> (reason, detail) of utterances that the teacher did not score, or that the settings filter out."""
     reasons = {row["id"]: (row["reason"], row["detail"]) for row in teacher.shards[shard].get("left_out", [])}
-    pseudo = teacher.settings["targets"] == "pseudo"
+    pseudo = teacher.provenance["targets"] == "pseudo"
     for row in teacher.read(shard, only=COLUMNS):
         if row["id"] not in reasons and (reason := _filtered(row, settings, pseudo)):
             reasons[row["id"]] = reason

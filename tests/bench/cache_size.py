@@ -24,10 +24,9 @@ from stages.shared.audio import decode_flac
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_positions
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
-from stages.teacher_cache.vocabulary import vocabulary_of
 
 LANGUAGE = "cs"
 DEFAULT = TeacherCacheSettings()
@@ -53,7 +52,7 @@ def main() -> None:
 
 def _records(whisper: Whisper, rows: list[dict], **choice: Any) -> list[dict]:
     settings = TeacherCacheSettings(dtype="fp32", **choice)
-    job = Job(whisper, vocabulary_of(whisper), LANGUAGE, settings, torch.float32)
+    job = ScoringJob(whisper, LANGUAGE, settings, torch.device("cpu"))
     (shard,) = ShardScorer(job).run([(0, rows)], lambda *_: None)
     return shard.records
 

@@ -28,6 +28,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from cache.shards import ShardReader, ShardWriter
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.window import cut_audio_window
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import Batch, TrainingData
@@ -85,7 +86,7 @@ def _write(whisper: Whisper, shards: list[list[dict]], count: int, folder: Path)
     writer.finish(corpus="bench", language=LANGUAGE, split="train")
     teacher = load_whisper(whisper.source, whisper.audio_window_s)  # another copy: caching rounds the weights it has
     settings = TeacherCacheSettings(dtype="fp32")
-    cache_teacher(teacher, folder / "utterances", folder / "teacher", LANGUAGE, settings, CPU)
+    cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), folder / "utterances", folder / "teacher")
 
 
 def _run(whisper: Whisper, folder: Path, steps: int) -> tuple[TrainingLoop, list[Batch]]:

@@ -18,6 +18,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.shared.prefetch import prefetch
 from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
@@ -55,7 +56,7 @@ def _data(whisper: Whisper, shards: list[list[dict]], folder: Path, format: str)
     writer.finish(corpus="bench", language=LANGUAGE, split="train")
     settings = TeacherCacheSettings(format=format)
     teacher = load_whisper(whisper.source, whisper.audio_window_s)  # another copy: caching rounds the weights it has
-    cache_teacher(teacher, folder / "utterances", folder / "teacher", LANGUAGE, settings, CPU)
+    cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), folder / "utterances", folder / "teacher")
     readers = ShardReader(folder / "utterances", "utterances"), ShardReader(folder / "teacher", "teacher")
     return TrainingData(*readers, whisper, LANGUAGE, TrainSettings())
 

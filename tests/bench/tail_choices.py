@@ -18,10 +18,9 @@ from stages.shared.audio import decode_flac
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids, target_positions
-from stages.teacher_cache.job import Job
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
-from stages.teacher_cache.vocabulary import vocabulary_of
 from stages.train_student.chunked_loss import logits_to_gradient_
 from stages.train_student.losses import Objective, TeacherTargets
 
@@ -67,7 +66,7 @@ def _cached(
 ) -> tuple[TeacherTargets, torch.Tensor]:
     """The stored distributions of `part`, and the mean tail of all `rows`."""
     settings = TeacherCacheSettings(top_k=top_k, top_p=top_p, dtype="fp32")
-    job = Job(teacher, vocabulary_of(teacher), LANGUAGE, settings, torch.float32)
+    job = ScoringJob(teacher, LANGUAGE, settings, torch.device("cpu"))
     (shard,) = ShardScorer(job).run([(0, rows)], lambda *_: None)
     of = {record["id"]: record for record in shard.records}
     records = [of[row["id"]] for row in part]

@@ -26,6 +26,7 @@ from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 
@@ -45,7 +46,7 @@ def main() -> None:
 
         def cache() -> None:
             shutil.rmtree(folder / "cache", ignore_errors=True)
-            cache_teacher(teacher, utterances, folder / "cache", LANGUAGE, settings, CPU)
+            cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), utterances, folder / "cache")
 
         runs = {
             "bare": lambda: _bare(whisper, batches, compute_dtype(settings.dtype, CPU)),

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from cache import parquet, webdataset
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
-from cache.info import facts
+from cache.formats import FORMATS
+from cache.info import statistics
 from cache.records import FIELDS, check_record
-from cache.shards import FORMATS, ShardReader, open_shards
+from cache.shards import ShardReader, open_shards
 from cache.verify import faults
 from pipeline.commands.cache import _lines
 
@@ -109,7 +110,7 @@ def test_harmed_bytes(kind, format, folders):
     reader = ShardReader(folders[kind, format], kind)
     first, second = ((reader.folder / entry["name"]).read_bytes() for entry in reader.shards)
     expected, others = reader.read(0), reader.read(1)
-    bounds = ShardReader(folders["teacher", format], "teacher").settings
+    bounds = ShardReader(folders["teacher", format], "teacher").provenance
 
     @settings(FUZZ, max_examples=400)
     @given(st.lists(MUTATIONS, min_size=1, max_size=3))
@@ -184,7 +185,7 @@ def test_harmed_manifests(kind, format, folders):
         lines = list(faults(folder))
         assert lines or json.dumps(json.loads(path.read_text())) == json.dumps(json.loads(whole))
         with contextlib.suppress(PipelineError):
-            found = facts(open_shards(folder))
+            found = statistics(open_shards(folder))
             assert json.dumps(found)
             assert list(_lines(found))
         try:

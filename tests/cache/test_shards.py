@@ -14,10 +14,11 @@ from sources import ROOT
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY
+from cache.formats import FORMATS
 from cache.resume import Rerun
 from cache.shards import ShardReader, ShardWriter
 
-FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
+each_format = pytest.mark.parametrize("format", FORMATS)
 SETTINGS = {"language": "cs", "top_k": 2, "prompt": [1, 2], "vocab_size": 100, "bits": 8}
 
 
@@ -109,10 +110,10 @@ KILLER = """
 """
 
 
-@FORMATS
+@each_format
 def test_killed_anywhere_and_run_again(format, tmp_path):
     """SIGKILL at every few lines that run in cache/: the next run ends with the same bytes, and no half-written file."""
-    paths = [str(ROOT / "tests/support"), str(ROOT)]
+    paths = [str(ROOT / "tests/support"), str(ROOT), str(ROOT / "tests/cache")]
     script = KILLER.format(root=str(tmp_path), format=format, paths=paths, stride=23)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     folders = sorted(tmp_path.glob(f"{format}-*"))
@@ -129,7 +130,7 @@ def test_killed_anywhere_and_run_again(format, tmp_path):
         assert contents(folder) == whole
 
 
-@FORMATS
+@each_format
 def test_what_is_done_is_not_done_again(format, tmp_path):
     writer = ShardWriter(tmp_path, "teacher", SETTINGS, format)
     writer.write(1, [record(2), record(3)], tokens=1)
@@ -185,7 +186,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 # Other settings
 
 
-@FORMATS
+@each_format
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_by_name(format, finished, tmp_path):
     writer = ShardWriter(tmp_path, "teacher", SETTINGS, format)
@@ -254,7 +255,7 @@ def read_all(folder: Path, kind: str = "teacher") -> list[dict]:
     return [row for index in range(len(reader.shards)) for row in reader.read(index)]
 
 
-@FORMATS
+@each_format
 def test_reader_gives_the_records(format, tmp_path):
     make(tmp_path, format)
     reader = ShardReader(tmp_path, "teacher")
@@ -280,7 +281,7 @@ def test_a_fingerprint_follows_the_records(tmp_path):
     assert ShardReader(tmp_path / "c", "teacher").fingerprint() != prints[0]
 
 
-@FORMATS
+@each_format
 def test_a_shard_that_is_missing_or_of_another_size(format, tmp_path):
     make(tmp_path, format)
     path = tmp_path / ShardReader(tmp_path, "teacher").shards[1]["name"]
@@ -421,7 +422,7 @@ def test_teacher_shards_whose_settings_do_not_say_what_they_hold(name, value, tm
     assert f"{name} is {value!r}, expected" in refusal(lambda: ShardReader(tmp_path, "teacher"))
 
 
-@FORMATS
+@each_format
 def test_a_record_that_contradicts_its_settings_is_refused_by_name(format, tmp_path):
     """The same bytes under another vocabulary: clip-4 has token 4."""
     make(tmp_path, format)

@@ -29,8 +29,9 @@ from cache import storage
 from cache.convert import convert
 from cache.diff import compare
 from cache.errors import PipelineError
-from cache.info import facts
-from cache.shards import FORMATS, ShardReader, ShardWriter, open_shards
+from cache.formats import FORMATS
+from cache.info import statistics
+from cache.shards import ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
 from stages.shared.whisper.models import load_whisper
@@ -83,7 +84,7 @@ def test_converted_shards_are_those_that_would_have_been_made(kind, format, whol
 def test_converted_utterances_still_fit_their_teacher(format, whole, tmp_path):
     utterances = converted(whole / f"utterances-{format}", tmp_path / "out", OTHER[format])
     reader = ShardReader(utterances, "utterances")
-    assert reader.fingerprint() == ShardReader(whole / f"teacher-{format}", "teacher").settings["utterances"]
+    assert reader.fingerprint() == ShardReader(whole / f"teacher-{format}", "teacher").provenance["utterances"]
     assert list(faults(whole / f"teacher-{format}", reader)) == []
 
 
@@ -123,7 +124,7 @@ def test_a_damaged_shard_is_not_converted(format, whole, tmp_path):
     manifest = json.loads((source / "manifest.json").read_text())
     manifest["shards"][0]["content"] = "0" * 64
     (source / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(PipelineError, match=rf"{name}: not what was written there: `pipeline cache verify"):
+    with pytest.raises(PipelineError, match=rf"{name}: its content is not what was written: `pipeline cache verify"):
         converted(source, tmp_path / "out", OTHER[format])
     assert not list((tmp_path / "out").glob("shard-*"))
 
@@ -133,7 +134,7 @@ def test_a_damaged_mean_tail_is_not_converted(format, whole, tmp_path):
     source = shutil.copytree(whole / f"teacher-{format}", tmp_path / "source")
     data = (source / "tail.npy").read_bytes()
     (source / "tail.npy").write_bytes(data[:-1] + b"\1")
-    with pytest.raises(PipelineError, match=r"tail.npy: not what was written there"):
+    with pytest.raises(PipelineError, match=r"tail.npy: its content is not what was written"):
         converted(source, tmp_path / "out", OTHER[format])
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -167,10 +168,10 @@ def test_into_the_same_folder_and_over_other_settings(whole, tmp_path):
 
 
 @formats
-def test_facts_of_a_teacher(format, whole):
+def test_statistics_of_a_teacher(format, whole):
     """Against sums over plain lists; quantiles against sorting."""
     folder = whole / f"teacher-{format}"
-    found = facts(open_shards(folder))
+    found = statistics(open_shards(folder))
     rows = rows_of(folder)
     counts = [count for row in rows for count in row["top_counts"].tolist()]
     masses = [1 - np.exp(float(tail)) for row in rows for tail in row["tail_log_probs"]]
@@ -201,8 +202,8 @@ def test_facts_of_a_teacher(format, whole):
     assert found["settings"]["top_k"] == SETTINGS["top_k"]
 
 
-def test_facts_of_utterances(whole):
-    found = facts(open_shards(whole / "utterances-parquet"))
+def test_statistics_of_utterances(whole):
+    found = statistics(open_shards(whole / "utterances-parquet"))
     rows = rows_of(whole / "utterances-parquet", "utterances")
     assert found["utterances"] == len(rows) == 8
     assert found["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600)
@@ -211,7 +212,7 @@ def test_facts_of_utterances(whole):
     assert found["left_out"] == {"silent": 1}
 
 
-def test_facts_do_not_hold_the_folder(whole, monkeypatch):
+def test_statistics_do_not_hold_the_folder(whole, monkeypatch):
     """Each shard's records are gone when the next is read."""
     import gc
     import weakref
@@ -227,14 +228,14 @@ def test_facts_do_not_hold_the_folder(whole, monkeypatch):
         return records
 
     monkeypatch.setattr(ShardReader, "read", watched)
-    facts(reader)
+    statistics(reader)
     assert len(seen) == 8
 
 
-def test_facts_of_nothing(tmp_path):
+def test_statistics_of_nothing(tmp_path):
     writer = ShardWriter(tmp_path, "teacher", SETTINGS)
     writer.finish(left_out={})
-    found = facts(open_shards(tmp_path))
+    found = statistics(open_shards(tmp_path))
     assert found["tokens"] == 0
     assert found["bytes_per_token"] is found["entropy_nats"] is found["mass_kept"]["mean"] is None
 
@@ -245,7 +246,7 @@ def test_facts_of_nothing(tmp_path):
 def altered(folder: Path, out: Path, change, **settings) -> Path:
     """A copy in which `change` was applied to each record; None strikes it out."""
     source = open_shards(folder)
-    writer = ShardWriter(out, source.kind, {**source.settings, **settings}, source.format)
+    writer = ShardWriter(out, source.kind, {**source.provenance, **settings}, source.format)
     for index, entry in enumerate(source.shards):
         rows = [row for row in map(change, source.read(index)) if row is not None]
         writer.write(index, rows, seconds=entry["seconds"], left_out=entry.get("left_out", []))
@@ -390,7 +391,7 @@ def test_a_mean_tail_that_differs(whole, tmp_path):
 
 
 def test_folders_of_two_kinds(whole):
-    with pytest.raises(PipelineError, match="holds utterances, .* teacher: expected the same of both"):
+    with pytest.raises(PipelineError, match="holds utterances, .* teacher: expected two folders of one kind"):
         differences(whole / "utterances-parquet", whole / "teacher-parquet")
 
 

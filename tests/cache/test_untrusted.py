@@ -20,10 +20,11 @@ from sources import ROOT
 
 from cache import parquet, webdataset
 from cache.errors import PipelineError
+from cache.formats import FORMATS
 from cache.npy import npy_bytes, read_npy
 from cache.pages import _page
 from cache.records import FIELDS, check_size
-from cache.shards import FORMATS, ShardReader, ShardWriter
+from cache.shards import ShardReader, ShardWriter
 from stages.shared.audio import SAMPLE_RATE, decode_flac, encode_flac
 
 LISTS = {"id": "str", "targets": "uint16[]"}

@@ -10,9 +10,10 @@ import pytest
 from cache_makers import LEFT_OUT, VOCAB_SIZE, make_teacher, make_utterances, teacher_record
 
 from cache.distributions import check_distributions, entropies, mass_faults, quantise
+from cache.formats import FORMATS
 from cache.manifest import manifest_sha256
 from cache.npy import npy_bytes
-from cache.shards import FORMATS, ShardReader, open_shards, write_shard
+from cache.shards import CODECS, ShardReader, open_shards, write_shard
 from cache.verify import faults
 from pipeline.commands.cache import _audio_faults
 from stages.shared.audio import encode_flac
@@ -174,7 +175,7 @@ def test_a_leftover(kind, format, name, folder):
 
 @each_folder
 def test_a_shard_that_is_not_listed(kind, format, folder):
-    stray = folder / f"shard-00003{FORMATS[format].SUFFIX}"
+    stray = folder / f"shard-00003{CODECS[format].SUFFIX}"
     shutil.copy(shard(folder, 0), stray)
     assert_named(found(folder), stray, "a shard that manifest.json does not list, expected 3 shards")
 
@@ -211,7 +212,7 @@ def test_a_folder_that_is_none(tmp_path):
 @each_folder
 def test_a_manifest_that_was_edited(kind, format, folder):
     edit(folder, lambda manifest: manifest["settings"].update(language="sk"), sign=False)
-    assert_named(found(folder), folder / "manifest.json", "it is not as it was written")
+    assert_named(found(folder), folder / "manifest.json", "it was changed after it was written")
 
 
 @of_teacher

@@ -21,6 +21,7 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.report.run import write_report
 from stages.shared.student.loading import load_model
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.settings import TrainSettings
@@ -39,7 +40,7 @@ def cached(whisper: Whisper, utterances: Path, out: Path, **options) -> Steps:
     steps: Steps = []
     settings = TeacherCacheSettings(top_k=8, dtype="fp32")
     progress = lambda done, total, seconds: steps.append(done)  # noqa: E731
-    cache_teacher(whisper, utterances / "train", out, "cs", settings, CPU, progress=progress, **options)
+    cache_teacher(ScoringJob(whisper, "cs", settings, CPU), utterances / "train", out, progress=progress, **options)
     return steps
 
 
@@ -103,7 +104,10 @@ def test_unfinished_work_of_another_version_is_not_continued(
             shards = utterances / "train"
             times = iter([0, 0, 0, 1])  # the first shard is recorded
             cache_teacher(
-                whisper, shards, out, "cs", own, CPU, progress=lambda done, *rest: killed(next(times, 1), 1, 0)
+                ScoringJob(whisper, "cs", own, CPU),
+                shards,
+                out,
+                progress=lambda done, *rest: killed(next(times, 1), 1, 0),
             )
     assert (out / "progress.json").exists()
     monkeypatch.setattr(constant, 99)

@@ -19,6 +19,7 @@ from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.embedded import embedded_whisper_base
 from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.targets import decoder_inputs, prompt_ids
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 
@@ -70,7 +71,7 @@ def test_czech_word_error_rate(czech):
 def test_cached_distributions_are_the_model_s(czech, tmp_path):
     whisper = load_whisper("openai/whisper-base", 30)
     settings = TeacherCacheSettings(min_k=64, top_k=64, bits=8, dtype="fp32")
-    cache_teacher(whisper, czech / "validation", tmp_path / "cache", "cs", settings, torch.device("cpu"))
+    cache_teacher(ScoringJob(whisper, "cs", settings, torch.device("cpu")), czech / "validation", tmp_path / "cache")
     record = ShardReader(tmp_path / "cache", "teacher").read(0)[0]
     row = rows_of(czech / "validation")[0]
     prompt, targets = prompt_ids(whisper, "cs"), record["targets"].tolist()

@@ -9,7 +9,7 @@ from cache.distributions import quantise
 from cache.files import write_jsonl
 from cache.shards import ShardReader, ShardWriter
 from stages.teacher_cache.run import finish, shard_facts, write_part
-from stages.teacher_cache.shard import NOTHING, UNHEARD, ScoredShard
+from stages.teacher_cache.shard import EMPTY_SCORES, NO_TRANSCRIPT, ScoredShard
 
 VOCAB_SIZE, TOP_K, MIN_K, BITS = 120, 6, 2, 8
 SETTINGS = {
@@ -88,7 +88,7 @@ def make_teacher(folder: Path, utterances: Path, format: str = "parquet", seed: 
         for row in source.read(index, only=("id",)):
             if number == LEFT_OUT:
                 left_out.append({"id": row["id"], "reason": "too_long", "detail": "31.0 s, at most 30 s"})
-                records.append({"id": row["id"], **NOTHING, **UNHEARD})
+                records.append({"id": row["id"], **EMPTY_SCORES, **NO_TRANSCRIPT})
             else:
                 records.append({"id": row["id"], **teacher_record(1000 * seed + number)})
                 tail_V += 1 / VOCAB_SIZE

@@ -26,6 +26,7 @@ from stages.prepare.settings import PrepareSettings
 from stages.shared.audio import decode_flac
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.models import load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import TEACHER_CACHE_VERSION, cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.run import TRAIN_VERSION
@@ -86,7 +87,7 @@ def _teacher_cache(folder: Path) -> list[dict[str, Any]]:
     teacher = load_whisper(str(make_tiny_whisper(folder / "large", seed=1)), 1)
     with torch.no_grad():
         teacher.model.model.decoder.layer_norm.weight.mul_(10)
-    cache_teacher(teacher, folder / "cs/train", folder / "teacher", "cs", settings, CPU)
+    cache_teacher(ScoringJob(teacher, "cs", settings, CPU), folder / "cs/train", folder / "teacher")
     found: list[dict[str, Any]] = []
     for record in _records(folder / "teacher", "teacher"):
         probs = record["top_probs"].astype(float)

@@ -1,1 +1,1 @@
-"""Sound files of any kind: their frames, and whether all of them are there."""
+"""Reads the frames of sound files of any kind, and finds out whether frames are missing."""

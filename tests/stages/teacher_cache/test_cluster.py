@@ -27,11 +27,12 @@ from cache.shards import ShardReader
 from pipeline.cli import cli
 from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache import pool
-from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, planned
+from stages.teacher_cache.cluster import cache_teacher_on_ray, connected, plan_workers
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.pool import Plan
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
-from stages.teacher_cache.worker import Task, Worker
+from stages.teacher_cache.worker import ScoringRequest, Worker
 
 ROWS = 24
 SHARDS = 10
@@ -105,14 +106,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def here(model: Path, source: Path, out: Path, progress=lambda *counts: None) -> Path:
     teacher = load_whisper(str(model), 1)
-    cache_teacher(teacher, source, out, "cs", SETTINGS, torch.device("cpu"), progress=progress)
+    cache_teacher(ScoringJob(teacher, "cs", SETTINGS, torch.device("cpu")), source, out, progress=progress)
     return out
 
 
 def on_ray(model: Path, source: Path, out: Path, progress=lambda *counts: None, device: str = "auto") -> list[str]:
     """What it says."""
     said: list[str] = []
-    task = Task(str(model), str(model), 1, "cs", SETTINGS, source, out)
+    task = ScoringRequest(str(model), str(model), 1, "cs", SETTINGS, source, out)
     cache_teacher_on_ray(task, ClusterSettings(engine="ray"), device, progress=progress, say=said.append)
     return said
 
@@ -124,8 +125,8 @@ def doomed(once: Path | None = None) -> type[Worker]:
     """
 
     class Doomed(Worker):
-        def _tell(self, index: int, utterances: int, seconds: float) -> None:
-            super()._tell(index, utterances, seconds)
+        def _add_progress(self, index: int, utterances: int, seconds: float) -> None:
+            super()._add_progress(index, utterances, seconds)
             if index == 5 and self.done[index][0] >= rows // 2 and not (once and once.exists()):
                 if once:
                     once.touch()
@@ -256,7 +257,9 @@ def test_a_machine_that_has_other_folders_is_refused(machines, tiny_whisper, sou
             return super().score(index)
 
     monkeypatch.setattr(pool, "Worker", Alone)
-    with pytest.raises(PipelineError, match=r"train/shard-0000\d.parquet: a worker has written it, but here it is not"):
+    with pytest.raises(
+        PipelineError, match=r"train/shard-0000\d.parquet: a worker has written this file, but it is not visible here"
+    ):
         on_ray(tiny_whisper, source, tmp_path / "train")
     assert list(elsewhere.glob("shard-*.parquet"))
     assert not (tmp_path / "train/progress.json").exists()
@@ -334,15 +337,15 @@ def test_interrupted_on_the_command_line_it_leaves_no_process_and_goes_on(tiny_w
     ],
 )
 def test_a_worker_has_a_gpu_or_a_share_of_the_cores(nodes, settings, plan):
-    assert planned(nodes, ClusterSettings(**settings), "auto", 20) == plan
+    assert plan_workers(nodes, ClusterSettings(**settings), "auto", 20) == plan
 
 
 def test_what_no_machine_has_is_refused():
     with pytest.raises(PipelineError, match="no machine of the Ray cluster has 9 CPUs for a worker"):
-        planned([{"CPU": 8}, {"CPU": 8}], ClusterSettings(cpus_per_worker=9), "auto", 20)
+        plan_workers([{"CPU": 8}, {"CPU": 8}], ClusterSettings(cpus_per_worker=9), "auto", 20)
     with pytest.raises(PipelineError, match="device 'cuda': no machine of the Ray cluster has a GPU"):
-        planned([{"CPU": 8}], ClusterSettings(), "cuda", 20)
-    assert planned([{"CPU": 8, "GPU": 1}], ClusterSettings(), "cpu", 20) == Plan(1, 8, 0)
+        plan_workers([{"CPU": 8}], ClusterSettings(), "cuda", 20)
+    assert plan_workers([{"CPU": 8, "GPU": 1}], ClusterSettings(), "cpu", 20) == Plan(1, 8, 0)
 
 
 def test_without_ray_it_says_what_to_install(tiny_whisper, source, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from makers import make_utterance_shards
 from cache import files
 from cache.shards import MANIFEST, PROGRESS
 from stages.shared.whisper.models import load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 
@@ -23,7 +24,7 @@ KILLS = 12
 def _cache(tiny: Path, source: Path, out: Path, format: str) -> None:
     torch.set_num_threads(1)
     settings = TeacherCacheSettings(top_k=8, batch_size=2, dtype="fp32", format=format)
-    cache_teacher(load_whisper(str(tiny), 1), source, out, "cs", settings, torch.device("cpu"))
+    cache_teacher(ScoringJob(load_whisper(str(tiny), 1), "cs", settings, torch.device("cpu")), source, out)
 
 
 def _start(*arguments: object) -> multiprocessing.process.BaseProcess:

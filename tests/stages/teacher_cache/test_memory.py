@@ -14,6 +14,7 @@ from cache.shards import ShardReader
 from cache.verify import faults
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 
@@ -36,7 +37,7 @@ class Device:
 
 def cache(whisper: Whisper, source: Path, out: Path, **changes) -> dict:
     settings = TeacherCacheSettings(**{"top_k": 8, "batch_size": 5, "dtype": "fp32", **changes})
-    return cache_teacher(whisper, source, out, "cs", settings, CPU)
+    return cache_teacher(ScoringJob(whisper, "cs", settings, CPU), source, out)
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -15,6 +15,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.shared.audio import decode_flac
 from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
@@ -45,7 +46,7 @@ def make_shards(folder: Path, texts: list[str], rows: list[int]) -> Path:
 
 def cache(teacher: Whisper, source: Path, out: Path, **changes) -> dict:
     chosen = {**BOUNDS, "targets": "pseudo", "batch_size": 5, "dtype": "fp32", **changes}
-    return cache_teacher(teacher, source, out, "cs", TeacherCacheSettings(**chosen), CPU)
+    return cache_teacher(ScoringJob(teacher, "cs", TeacherCacheSettings(**chosen), CPU), source, out)
 
 
 def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:

@@ -19,6 +19,7 @@ from sources import ROOT
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 
@@ -49,7 +50,7 @@ def teacher(tiny_whisper: Path) -> Whisper:
 
 def cache(teacher: Whisper, source: Path, out: Path, **options) -> dict:
     changed = {name: options.pop(name) for name in list(options) if name in TeacherCacheSettings.model_fields}
-    return cache_teacher(teacher, source, out, "cs", settings(**changed), CPU, **options)
+    return cache_teacher(ScoringJob(teacher, "cs", settings(**changed), CPU), source, out, **options)
 
 
 def rows_of(folder: Path, kind: str = "teacher") -> list[list[dict]]:
@@ -293,13 +294,14 @@ def test_interrupted_it_goes_on(teacher, tmp_path):
 CHILD = """
 import sys, torch
 from pathlib import Path
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.shared.whisper.models import load_whisper
 torch.set_num_threads(1)
 settings = TeacherCacheSettings(top_k=8, top_p=0.5, min_k=4, bits=8, batch_size=3, dtype="fp32")
 teacher = load_whisper(sys.argv[1], 1)
-cache_teacher(teacher, Path(sys.argv[2]), Path(sys.argv[3]), "cs", settings, torch.device("cpu"))
+cache_teacher(ScoringJob(teacher, "cs", settings, torch.device("cpu")), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
@@ -362,5 +364,5 @@ def test_top_k_must_leave_a_tail(teacher, utterances, tmp_path):
 
 def test_a_language_without_a_token_is_refused(teacher, utterances, tmp_path):
     with pytest.raises(PipelineError, match="no token for xx.*name a related language"):
-        cache_teacher(teacher, utterances / "test", tmp_path / "teacher", "xx", settings(), CPU)
+        cache_teacher(ScoringJob(teacher, "xx", settings(), CPU), utterances / "test", tmp_path / "teacher")
     assert not (tmp_path / "teacher").exists()

@@ -17,6 +17,7 @@ from cache.shards import ShardReader
 from stages.shared.audio import decode_flac
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import Vocabulary, load_vocabulary, map_tokens, vocabulary_of
@@ -32,7 +33,7 @@ def cache(
     teacher: Whisper, source: Path, out: Path, language: str = "cs", student: Vocabulary | None = None, **changes
 ):
     settings = TeacherCacheSettings(**{**BOUNDS, "batch_size": 3, "dtype": "fp32", **changes})
-    return cache_teacher(teacher, source, out, language, settings, CPU, student=student)
+    return cache_teacher(ScoringJob(teacher, language, settings, CPU, student), source, out)
 
 
 def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:
@@ -199,7 +200,7 @@ def test_a_student_that_lacks_the_language_is_refused(tiny_whisper, utterances, 
     teacher = load_whisper(str(tiny_whisper), 1)
     with pytest.raises(PipelineError) as caught:
         cache(teacher, utterances / "test", tmp_path / "out", student=student)
-    assert str(caught.value) == f"{student.source} has no token for 'cs', which the teacher {tiny_whisper} knows"
+    assert str(caught.value) == f"{student.model_id} has no token for 'cs', which the teacher {tiny_whisper} knows"
 
 
 def test_what_is_no_model_has_no_vocabulary(tmp_path):

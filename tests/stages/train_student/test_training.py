@@ -22,6 +22,7 @@ from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
 from stages.shared.whisper import features
 from stages.shared.whisper.models import load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student import run as run_module
@@ -55,7 +56,7 @@ def teacher_shards(utterances: Path, tmp_path: Path) -> Path:
     whisper = load_whisper(str(folder), 1)
     with torch.no_grad():
         whisper.model.model.decoder.layer_norm.weight.mul_(10)
-    cache_teacher(whisper, utterances / "train", tmp_path / "teacher", "cs", settings, CPU)
+    cache_teacher(ScoringJob(whisper, "cs", settings, CPU), utterances / "train", tmp_path / "teacher")
     shutil.rmtree(folder)
     return tmp_path / "teacher"
 
@@ -366,7 +367,7 @@ def test_full_keeps_the_weights_that_it_trained(tiny_whisper, utterances, tmp_pa
 def copied(teacher: Path, out: Path, change=None, records=None) -> Path:
     """The teacher shards again, with other settings or other records."""
     source = ShardReader(teacher, "teacher")
-    writer = ShardWriter(out, "teacher", {**source.settings, **(change or {})})
+    writer = ShardWriter(out, "teacher", {**source.provenance, **(change or {})})
     for index in range(len(source.shards)):
         rows = source.read(index)
         writer.write(index, records(index, rows) if records else rows, seconds=1.0, left_out=[])

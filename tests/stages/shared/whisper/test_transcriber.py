@@ -20,6 +20,7 @@ from stages.shared.student.loading import LoadedModel
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.processes import SINGLE_PROCESS
@@ -245,7 +246,7 @@ def test_a_silent_recording_gives_no_pseudo_targets(tiny_whisper, tmp_path):
     mute = {**make_utterance(1), "audio": encode_flac(sound), "audio_sha256": audio_sha256(sound), "text": ""}
     source = shards(tmp_path / "train", [make_utterance(0), mute, make_utterance(2)], "train")
     settings = TeacherCacheSettings(targets="pseudo", dtype="fp32", top_k=8)
-    manifest = cache_teacher(saying(tiny_whisper, "Ano."), source, tmp_path / "out", "cs", settings, CPU)
+    manifest = cache_teacher(ScoringJob(saying(tiny_whisper, "Ano."), "cs", settings, CPU), source, tmp_path / "out")
     assert manifest["left_out"] == {"nothing_heard": 1}
     rows = ShardReader(tmp_path / "out", "teacher").read(0)
     assert [len(row["targets"]) > 0 for row in rows] == [True, False, True]
