@@ -33,11 +33,11 @@ def evaluate(
 def _evaluate(
     params: Params, language: str, system: str, further: str | None, base: str | None, device: torch.device
 ) -> None:
-    utterances = params.paths.utterances / language / (f"test@{further}" if further else "test")
+    utterances = params.paths.test_split(language, further)
     source = _source(params, language, system)
     model = load_any(locate(source, base), params.audio_window_s)
     use_token(model.whisper.model, language, token(params, language))
-    out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
+    out = params.paths.metrics_file(language, system, further)
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(
             model, utterances, Subject(language, system, source), out, params.evaluate, device, progress.audio
@@ -49,7 +49,7 @@ def _evaluate(
 
 def _systems(params: Params, language: str) -> list[str]:
     """The base, the teacher, and every method with a finished student."""
-    trained = [m for m in METHODS if (params.paths.models / language / m / "training.json").exists()]
+    trained = [m for m in METHODS if (params.paths.model([language], m) / "training.json").exists()]
     return ["base", "teacher", *trained]
 
 
@@ -58,7 +58,7 @@ def _source(params: Params, language: str, system: str) -> str:
         return params.student
     if system == "teacher":
         return teacher_source(params, language)
-    folder = params.paths.models / language / system
+    folder = params.paths.model([language], system)
     if not (folder / "training.json").exists():
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
