@@ -1,11 +1,11 @@
 """Writes the records of a folder of shards again in another format, with the other facts of its manifest."""
 
-from collections.abc import Callable
 from typing import Any
 
 from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
@@ -18,7 +18,6 @@ _OF_FILE = {
     "sha256",
 }  # fields of an entry that depend on the format or are counted again
 _OF_HEADER = {"format_version", "kind", "format", "fields", "settings", "shards", "rows", "sha256"}
-Progress = Callable[[int, int, str], None]
 
 
 def convert(
@@ -26,7 +25,7 @@ def convert(
     out: AnyPath,
     format: str,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress[str] = silent,
 ) -> dict[str, Any]:
     """Writes the records of `source` to `out` in `format` and returns the manifest. Resumes where it was interrupted.
 
@@ -39,7 +38,7 @@ def convert(
         return _convert(source, ShardWriter(out, source.kind, source.provenance, format, rerun), rerun, progress)
 
 
-def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress) -> dict[str, Any]:
+def _convert(source: ShardReader, writer: ShardWriter, rerun: Rerun, progress: Progress[str]) -> dict[str, Any]:
     out = writer.folder
     _discard_others(source, writer, rerun)
     done, total = sum(source.rows[index] for index in writer.shards), sum(source.rows)

@@ -1,12 +1,12 @@
 """Compares two folders of shards record by record: which settings and fields differ, and for teachers by how much."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cache.distributions import bounded, stored_log_probs
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from cache.records import FIELDS
 from cache.shards import MANIFEST, ShardReader
 
@@ -14,12 +14,9 @@ from cache.shards import MANIFEST, ShardReader
 
 LIKELY = 0.01  # differences of log-probabilities count only where one of the probabilities is above this
 SHARDS_HELD = 2
-Progress = Callable[[int, int, str], None]
 
 
-def compare(
-    one: ShardReader, other: ShardReader, progress: Progress = lambda done, total, note: None
-) -> dict[str, Any]:
+def compare(one: ShardReader, other: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
     """Returns all differences as JSON values; `equal` is True where there are none. The shards' format does not count.
 
     Records are matched by id, in whatever shard they are. Memory holds all ids, one shard of `one` and two of `other`.

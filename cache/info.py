@@ -1,11 +1,11 @@
 """Counts what a folder of shards holds, shard by shard: memory does not grow with the folder."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cache.distributions import bounded, entropies
+from cache.progress import Progress, silent
 from cache.records import MAX_SECONDS
 from cache.shards import MANIFEST, ShardReader
 
@@ -13,10 +13,9 @@ from cache.shards import MANIFEST, ShardReader
 
 MASS_STEP, LENGTH_STEP = 1e-4, 0.1  # bin widths of the histograms that give the quantiles; lengths in seconds
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95}
-Progress = Callable[[int, int, str], None]
 
 
-def statistics(reader: ShardReader, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def statistics(reader: ShardReader, progress: Progress[str] = silent) -> dict[str, Any]:
     """Returns the statistics of a finished folder as JSON values, None for a number that is not known."""
     manifest = reader.manifest
     size = sum(entry["bytes"] for entry in reader.shards)

@@ -14,6 +14,7 @@ from cache import files, storage
 from cache.distributions import bounded, check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.manifest import manifest_sha256
+from cache.progress import Progress, silent
 from cache.records import FIELDS, content_sha256
 from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, TAIL, ShardReader, open_shards
 from cache.storage import AnyPath
@@ -21,14 +22,13 @@ from cache.storage import AnyPath
 _LEFTOVER = re.compile(rf"{re.escape(files.TEMPORARY)}.*|part-\d+\.npy|{PROGRESS}")
 _SHARD = re.compile(r"shard-.*\.(parquet|tar)")
 Check = Callable[[dict], list[str]]
-Progress = Callable[[int, int, str], None]
 
 
 def faults(
     folder: AnyPath,
     utterances: ShardReader | None = None,
     check_utterance: Check = lambda record: [],
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress[str] = silent,
 ) -> Iterator[str]:
     """Yields one line for each fault: the file, what was found, what was expected. Reads every byte, one shard at a time.
 

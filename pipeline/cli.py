@@ -15,9 +15,9 @@ from pipeline.cli_experts import experts_group
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
-from pipeline.options import examples, lang_option, params_of, rerun_options
-
-CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
+from pipeline.options import examples, json_option, lang_option, params_of, rerun_options
+from stages.prepare.corpora import CORPORA
+from stages.shared.methods import METHODS
 
 
 @click.group(
@@ -31,7 +31,7 @@ CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
     type=click.Path(path_type=Path),
     default="params.yaml",
     envvar="PIPELINE_PARAMS",
-    help="The parameters' file.",
+    help="The file of the parameters.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Overrides a parameter, e.g. --set train.epochs=3."
@@ -39,7 +39,7 @@ CORPORA = ("fish-fillets", "common-voice", "fleurs", "dataset", "manifest")
 @click.version_option(package_name="whisper-offline-distillation")
 @click.pass_context
 def cli(ctx: click.Context, path: Path, settings: tuple[str, ...]) -> None:
-    """Makes a small Whisper good at a language, from a large teacher that is run once."""
+    """Make a small Whisper good at a language, with a large teacher that is run once."""
     named = ctx.get_parameter_source("path") != click.core.ParameterSource.DEFAULT
     if named and not path.exists():
         raise click.BadParameter(f"{path}: no such file", param_hint="--params")
@@ -65,7 +65,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     ),
 )
 @lang_option
-@click.option("--corpus", type=click.Choice(CORPORA), help="Overrides the language's corpus; with --path.")
+@click.option("--corpus", type=click.Choice(list(CORPORA)), help="Overrides the language's corpus; with --path.")
 @click.option("--path", "corpus_path", help="Where the corpus lies; for a dataset also its hub id.")
 @click.option(
     "--columns",
@@ -73,7 +73,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     help="With --corpus manifest or dataset: what its table calls our columns path, text, speaker, split and id "
     "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
 )
-@click.option("--format", "format_", type=click.Choice(FORMATS), help="Of the shards.")
+@click.option("--format", "prepare__format", type=click.Choice(FORMATS), help="Format of the shards.")
 @rerun_options
 @click.pass_context
 def prepare_command(
@@ -82,20 +82,39 @@ def prepare_command(
     corpus: str | None,
     corpus_path: str | None,
     columns: str | None,
-    format_: str | None,
     rerun: Rerun,
+    **flags: Any,
 ) -> None:
-    """Turns a corpus into utterance shards, per language and split."""
+    """Turn a corpus into utterance shards, for each language and split."""
     from pipeline.commands.prepare import CorpusChoice, prepare
 
-    params = params_of(ctx, prepare__format=format_)
-    prepare(params, languages, CorpusChoice(corpus, corpus_path, columns), rerun)
+    prepare(params_of(ctx, **flags), languages, CorpusChoice(corpus, corpus_path, columns), rerun)
+
+
+@cli.command(
+    "params",
+    epilog=examples(
+        "pipeline params\npipeline params --method lora --lang cs\n"
+        "pipeline --params presets/paper.yaml --set train.epochs=3 params --json"
+    ),
+)
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), help="Show `train` as this method has it, by `methods` and defaults."
+)
+@lang_option
+@json_option
+@click.pass_obj
+def params_command(given: tuple[Path, dict[str, Any]], method: str | None, languages: list[str], as_json: bool) -> None:
+    """Print the resolved parameters, each with its origin: default, the file, --set, or methods.GROUP.METHOD."""
+    from pipeline.commands.params import show_params
+
+    show_params(*given, method, languages, as_json)
 
 
 @cli.command("report", epilog=examples("pipeline report"))
 @click.pass_context
 def report_command(ctx: click.Context) -> None:
-    """Writes one page from all metrics, and prints its table."""
+    """Write one page from all metrics, and print its table."""
     from pipeline.commands.report import report
 
     report(params_of(ctx))
@@ -111,7 +130,7 @@ cli.add_command(experts_group)
 
 
 def main() -> None:
-    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated. What goes wrong is one line."""
+    """Runs the command. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     if status := run(lambda: cli.main(standalone_mode=False)):
         sys.exit(status)
 

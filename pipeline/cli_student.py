@@ -7,16 +7,18 @@ import click
 from cache.resume import Rerun
 from pipeline.options import (
     base_option,
+    device_option,
     examples,
     lang_option,
     languages_of,
     params_of,
+    pop_section,
     rerun_options,
     token_option,
     with_token,
 )
+from stages.shared.methods import CLSR_KD, METHODS, described
 
-METHODS = ("clsr", "clsr-kd", "lora", "full")
 SYSTEMS = ("base", "teacher", *METHODS)
 
 
@@ -29,35 +31,42 @@ SYSTEMS = ("base", "teacher", *METHODS)
 @lang_option
 @token_option
 @click.option(
-    "--method", "methods", type=click.Choice(METHODS), multiple=True, default=["clsr-kd"], help="One or several."
+    "--method",
+    "methods",
+    type=click.Choice(list(METHODS)),
+    multiple=True,
+    default=[CLSR_KD.name],
+    help=f"One or several. {described()}.",
 )
-@click.option("--together", is_flag=True, help="One run on batches of all the languages, each with its own expert.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="Train the languages in one run, on batches that mix them.",
+)
 @click.option("--student", help="Hub id or folder of the base model.")
-@click.option("--epochs", type=float)
-@click.option("--max-steps", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--learning-rate", type=float)
-@click.option("--seed", type=int)
-@click.option("--verify", is_flag=True, default=None, help="First check the hash of every shard that is read.")
-@click.option("--device", help="auto, cpu or cuda.")
+@click.option("--epochs", "train__epochs", type=float, help="Passes over the training utterances.")
+@click.option("--max-steps", "train__max_steps", type=int, help="Optimizer steps; overrides --epochs.")
+@click.option("--batch-size", "train__batch_size", type=int, help="Utterances in a batch.")
+@click.option("--learning-rate", "train__learning_rate", type=float, help="At the end of the warm-up.")
+@click.option("--seed", "train__seed", type=int, help="Of all random numbers of the run.")
+@click.option("--verify", "train__verify", is_flag=True, default=None, help="First check the hash of every shard.")
+@device_option
 @rerun_options
 @click.pass_context
 def train_student_command(
     ctx: click.Context,
     languages: list[str],
     token: str | None,
-    methods: tuple[Any, ...],
+    methods: tuple[str, ...],
     together: bool,
-    student: str | None,
-    device: str | None,
     rerun: Rerun,
-    **train: Any,
+    **flags: Any,
 ) -> None:
-    """Trains experts, or a baseline, on the shards; nothing of the teacher is opened."""
+    """Train experts, an adapter or a whole model on the shards. The teacher itself is not opened."""
     from pipeline.commands.train import train_student
 
-    changes = {name: value for name, value in train.items() if value is not None}
-    params = params_of(ctx, student=student, device=device, **with_token(languages, token))
+    changes = pop_section(flags, "train")
+    params = params_of(ctx, **flags, **with_token(languages, token))
     train_student(params, languages, list(methods), changes, rerun, together)
 
 
@@ -71,7 +80,7 @@ def train_student_command(
     "--corpus", "further", help="A further test corpus of the language, by name, instead of its own test split."
 )
 @base_option
-@click.option("--device", help="auto, cpu or cuda.")
+@device_option
 @click.pass_context
 def evaluate_command(
     ctx: click.Context,
@@ -80,12 +89,12 @@ def evaluate_command(
     systems: tuple[str, ...],
     further: str | None,
     base: str | None,
-    device: str | None,
+    **flags: Any,
 ) -> None:
-    """Decodes the test split and writes word and character error rates."""
+    """Decode the test split, and write word and character error rates."""
     from pipeline.commands.evaluate import evaluate
 
-    evaluate(params_of(ctx, device=device, **with_token(languages, token)), languages, list(systems), further, base)
+    evaluate(params_of(ctx, **flags, **with_token(languages, token)), languages, list(systems), further, base)
 
 
 @click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
@@ -96,7 +105,7 @@ def evaluate_command(
 @token_option
 @click.option("--model", required=True, help="A folder of experts, or any Whisper: folder or hub id.")
 @base_option
-@click.option("--device", help="auto, cpu or cuda.")
+@device_option
 @click.pass_context
 def transcribe_command(
     ctx: click.Context,
@@ -107,7 +116,7 @@ def transcribe_command(
     base: str | None,
     device: str | None,
 ) -> None:
-    """Prints what is said in audio files of any length."""
+    """Print what is said in audio files of any length."""
     from pipeline.commands.transcribe import transcribe
 
     if len(languages) > 1:

@@ -1,10 +1,17 @@
 """`pipeline adapt-teacher` and `pipeline teacher-cache`: the teacher, before any student."""
 
+from typing import Any
+
 import click
 
 from cache.formats import FORMATS
 from cache.resume import Rerun
-from pipeline.options import examples, lang_option, params_of, rerun_options, token_option, with_token
+from pipeline.options import device_option, examples, lang_option, params_of, rerun_options, token_option, with_token
+
+
+def _as_it_is(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str] | None:
+    """Returns the parameters of a teacher that is not adapted."""
+    return {"model": value} if value else None
 
 
 @click.command("adapt-teacher", epilog=examples("pipeline adapt-teacher --lang cs"))
@@ -13,8 +20,8 @@ from pipeline.options import examples, lang_option, params_of, rerun_options, to
 @rerun_options
 @click.pass_context
 def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
-    """Fine-tunes the teacher on the language first, where teacher.adapt says so."""
-    from pipeline.commands.train import adapt_teacher
+    """Fine-tune the teacher on the language first, where teacher.adapt says so."""
+    from pipeline.commands.adapt_teacher import adapt_teacher
 
     adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)
 
@@ -28,46 +35,42 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 )
 @lang_option
 @token_option
-@click.option("--teacher", help="Hub id or folder; used as it is.")
+@click.option("--teacher", callback=_as_it_is, help="Hub id or folder; it is used as it is.")
 @click.option(
     "--targets",
+    "teacher_cache__targets",
     type=click.Choice(["reference", "pseudo"]),
     help="What is scored: the transcript, or the teacher's own.",
 )
-@click.option("--top-k", type=int, help="The most tokens kept at a position.")
-@click.option("--top-p", type=float, help="The mass that the kept tokens reach, where top-k allows.")
-@click.option("--batch-size", type=int)
-@click.option("--format", "format_", type=click.Choice(FORMATS), help="Of the shards.")
-@click.option("--device", help="auto, cpu or cuda.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), help="This process, or the workers of a Ray cluster.")
-@click.option("--workers", type=int, help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.")
-@click.option("--ray-address", help="Default: RAY_ADDRESS, or a Ray cluster started here for this run.")
+@click.option("--top-k", "teacher_cache__top_k", type=int, help="The most tokens kept at a position.")
+@click.option(
+    "--top-p", "teacher_cache__top_p", type=float, help="The mass that the kept tokens reach, if top-k allows."
+)
+@click.option("--batch-size", "teacher_cache__batch_size", type=int, help="Utterances in a batch.")
+@click.option("--format", "teacher_cache__format", type=click.Choice(FORMATS), help="Format of the shards.")
+@device_option
+@click.option(
+    "--engine",
+    "cluster__engine",
+    type=click.Choice(["local", "ray"]),
+    help="Where the teacher runs: in this process, or on the workers of a Ray cluster.",
+)
+@click.option(
+    "--workers",
+    "cluster__workers",
+    type=int,
+    help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.",
+)
+@click.option("--ray-address", "cluster__address", help="Default: RAY_ADDRESS, or a Ray cluster started for this run.")
 @rerun_options
 @click.pass_context
 def teacher_cache_command(
-    ctx: click.Context,
-    languages: list[str],
-    token: str | None,
-    teacher: str | None,
-    targets: str | None,
-    top_k: int | None,
-    top_p: float | None,
-    batch_size: int | None,
-    format_: str | None,
-    device: str | None,
-    engine: str | None,
-    workers: int | None,
-    ray_address: str | None,
-    rerun: Rerun,
+    ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun, **flags: Any
 ) -> None:
-    """Runs the teacher once over the training split and keeps its top-k distributions."""
+    """Run the teacher once over the training split, and keep its top-k distributions."""
     from pipeline.commands.teacher_cache import teacher_cache
 
-    changes = {"teacher": {"model": teacher}} if teacher else {}
-    given = {"targets": targets, "top_k": top_k, "top_p": top_p, "batch_size": batch_size, "format": format_}
-    flags = {f"teacher_cache__{name}": value for name, value in given.items()}
-    cluster = {"cluster__engine": engine, "cluster__workers": workers, "cluster__address": ray_address}
-    params = params_of(ctx, device=device, **changes, **flags, **cluster, **with_token(languages, token))
-    if params.cluster.engine != "ray" and (workers or ray_address):
+    params = params_of(ctx, **flags, **with_token(languages, token))
+    if params.cluster.engine != "ray" and (flags["cluster__workers"] or flags["cluster__address"]):
         raise click.UsageError("--workers and --ray-address need --engine ray")
     teacher_cache(params, languages, rerun)

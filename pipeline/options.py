@@ -1,4 +1,4 @@
-"""What the command line's modules share."""
+"""What the modules of the command line share."""
 
 import json
 import sys
@@ -9,16 +9,17 @@ from typing import Any
 import click
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath, path
 
 base_option = click.option(
     "--base",
     metavar="FOLDER_OR_ID",
-    help="Where the base model of experts or of an adapter lies, if not where they name it; its weights are checked.",
+    help="Folder or hub id of the base model of experts or an adapter, if it is not where they say; its weights are checked.",
 )
 
 
 def rerun_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --update and --restart; the command gets `rerun`, what becomes of earlier work."""
+    """Adds --update and --restart. The command is given `rerun`: what becomes of earlier work."""
 
     @click.option(
         "--update",
@@ -45,12 +46,12 @@ def examples(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """On one line, and for a terminal, which an id or a name from elsewhere must not command."""
+    """Escapes line breaks and control characters: a name from elsewhere must not command the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def print_json(value: Any) -> None:
-    """Prints letters as they are where the console's encoding has them all, else as JSON's escapes."""
+    """Prints JSON. Letters are escaped unless the console's encoding is UTF-8."""
     letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(value, ensure_ascii=not letters, indent=2))
 
@@ -58,7 +59,7 @@ def print_json(value: Any) -> None:
 def print_facts(
     found: list[dict[str, Any]], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
 ) -> None:
-    """Prints each folder's facts, as JSON or under its name as the `lines` (name, text) that are made of them."""
+    """Prints each folder's facts as JSON, or the folder's name and below it the `lines` (name, text) made of them."""
     if as_json and found:
         print_json(found)
         return
@@ -69,7 +70,7 @@ def print_facts(
 
 
 def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A code or a name -> its code; a line says what it is taken as where that is another."""
+    """Turns a code or a name into its code. Prints a line where it is taken as another language's."""
     from stages.shared.whisper.languages import language_code, taken_as
 
     try:
@@ -82,9 +83,21 @@ def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """Codes or names, repeated or separated by commas -> codes, each once."""
+    """Turns codes or names, repeated or separated by commas, into codes, each once."""
     return list(dict.fromkeys(language_of(ctx, param, part) for value in values for part in value.split(",")))
 
+
+def path_of(ctx: click.Context, param: click.Parameter, value: str | None) -> AnyPath | None:
+    return None if value is None else path(value)
+
+
+def paths_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[AnyPath, ...]:
+    return tuple(map(path, values))
+
+
+folders_argument = click.argument("folders", nargs=-1, required=True, callback=paths_of, metavar="FOLDER...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+device_option = click.option("--device", help="auto, cpu or cuda.")
 
 lang_option = click.option(
     "--lang",
@@ -98,12 +111,12 @@ lang_option = click.option(
 token_option = click.option(
     "--token",
     metavar="LANG",
-    help="For a language that Whisper has no token for: a related one, by whose token it is prompted.",
+    help="The related language by whose token Whisper is prompted, for a language that it has no token for.",
 )
 
 
 def with_token(languages: list[str], token: str | None) -> dict[str, Any]:
-    """`--token` as flags for `params_of`: it is the one language's parameter."""
+    """Returns `--token` as a flag for `params_of`: it is a parameter of the one language."""
     if token is None:
         return {}
     if len(languages) != 1:
@@ -112,9 +125,16 @@ def with_token(languages: list[str], token: str | None) -> dict[str, Any]:
 
 
 def params_of(ctx: click.Context, **flags: Any):
-    """The parameters, with the flags that were given on top (`section__name` stands for `section.name`)."""
+    """Returns the parameters with the given flags on top. `section__name` stands for `section.name`; None is not given."""
     from pipeline.params import load_params
 
-    path, overrides = ctx.obj
+    params_path, overrides = ctx.obj
     given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    return load_params(path, {**overrides, **given})
+    return load_params(params_path, {**overrides, **given})
+
+
+def pop_section(flags: dict[str, Any], section: str) -> dict[str, Any]:
+    """Takes the flags `section__name` out of `flags`, and returns those that were given, by `name`."""
+    names = [name for name in flags if name.startswith(f"{section}__")]
+    taken = {name.partition("__")[2]: flags.pop(name) for name in names}
+    return {name: value for name, value in taken.items() if value is not None}

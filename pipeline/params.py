@@ -1,28 +1,30 @@
-"""`params.yaml`: read as YAML 1.2 (as DVC does: `no` is a language and 1e-4 a number), checked, and never guessed at."""
+"""Reads `params.yaml` as YAML 1.2, as DVC does (`no` is a language and 1e-4 a number), and checks every field."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cache.errors import PipelineError
+from cache.storage import AnyPath
 from stages.evaluate.settings import EvaluateSettings
-from stages.prepare.settings import CorpusSettings, PathOrUrl, PrepareSettings
+from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.shared.methods import CLSR, CLSR_KD, METHODS
+from stages.shared.settings import PathOrUrl, Settings
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
 from stages.train_student.settings import TrainSettings
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+GROUPS = ("from_transcripts", "from_teacher")
 
 
-class Language(_Settings):
-    corpus: CorpusSettings | None = Field(None, description="null: `prepare` is told by --corpus and --path")
+class Language(Settings):
+    corpus: CorpusSettings | None = Field(None, description="null: --corpus and --path tell `prepare`")
     token: str | None = Field(
         None,
-        description="a language by whose token Whisper is prompted; needed where it has none of the language's own",
+        description="the language by whose token Whisper is prompted; needed where Whisper has no token for this one",
     )
 
     @field_validator("token")
@@ -33,31 +35,76 @@ class Language(_Settings):
         return None if token is None else token_language(token)
 
 
-class Teacher(_Settings):
+class Teacher(Settings):
     model: str = "openai/whisper-large-v2"
     adapt: TrainSettings | None = Field(
-        None, description="fine-tune it on the training split first, by this recipe; null: it teaches as it is"
+        None, description="the recipe to fine-tune the teacher first, on the training split; null: it teaches as it is"
     )
 
 
-class Methods(_Settings):
+class Methods(Settings):
     """Which methods `dvc repro` trains, each with its changes to `train`."""
 
-    from_transcripts: dict[str, dict[str, Any]] = {"clsr": {}}
-    from_teacher: dict[str, dict[str, Any]] = {"clsr-kd": {}}
+    from_transcripts: dict[str, dict[str, Any]] = Field({CLSR.name: {}}, description="those without a teacher")
+    from_teacher: dict[str, dict[str, Any]] = Field(
+        {CLSR_KD.name: {}}, description="those that need a teacher's shards"
+    )
+
+    @field_validator(*GROUPS)
+    @classmethod
+    def _in_their_group(cls, methods: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """DVC gives its stages the inputs of a group, so that each method must be in the right one."""
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(f"'{name}' is no method: expected one of {', '.join(METHODS)}")
+            if (group := METHODS[name].group) != info.field_name:
+                needs = "needs" if METHODS[name].needs_teacher else "takes no"
+                raise ValueError(f"{name} {needs} teacher shards: list it in methods.{group}")
+        return methods
+
+    def changes(self, method: str) -> dict[str, Any]:
+        """Returns the method's changes to `train`; none where it is not listed."""
+        return getattr(self, METHODS[method].group).get(method, {})
 
 
-class Paths(_Settings):
+class Paths(Settings):
+    """The folders, and how they are laid out."""
+
     utterances: PathOrUrl = Path("data/utterances")
     teacher: PathOrUrl = Path("data/teacher")
     models: PathOrUrl = Path("models")
     metrics: PathOrUrl = Path("metrics")
     report: PathOrUrl = Path("report")
 
+    def split(self, language: str, split: str) -> AnyPath:
+        """Returns the folder of a split's utterance shards."""
+        return self.utterances / language / split
 
-class Params(_Settings):
+    def test_split(self, language: str, corpus: str | None = None) -> AnyPath:
+        """Returns the folder of the test split, or of a further test corpus (by its name in `further_tests`)."""
+        return self.split(language, f"test@{corpus}" if corpus else "test")
+
+    def teacher_shards(self, language: str) -> AnyPath:
+        """Returns the folder of the teacher's shards of the training split."""
+        return self.teacher / language / "train"
+
+    def model(self, languages: Sequence[str], method: str) -> AnyPath:
+        """Returns the folder of what a method has trained for a language, or for several together."""
+        return self.models / "+".join(languages) / method
+
+    def adapted_teacher(self, language: str) -> AnyPath:
+        return self.models / language / "teacher"
+
+    def metrics_file(self, language: str, system: str, corpus: str | None = None) -> AnyPath:
+        """Returns the file of a system's metrics on the test split, or on a further test corpus."""
+        return self.metrics / language / (f"{system}@{corpus}.json" if corpus else f"{system}.json")
+
+
+class Params(Settings):
     languages: dict[str, Language] = {}
-    further_tests: dict[str, CorpusSettings] = Field({}, description="by name: corpora whose test split is used, too")
+    further_tests: dict[str, CorpusSettings] = Field(
+        {}, description="by name: corpora whose test split is used in addition"
+    )
     audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30
     device: str = "auto"
     student: str = "openai/whisper-small"
@@ -73,7 +120,7 @@ class Params(_Settings):
     @field_validator("languages")
     @classmethod
     def _by_their_codes(cls, languages: dict[str, Language]) -> dict[str, Language]:
-        """As the command line has them. DVC reads the keys as they stand, and they name folders: so they must be the codes."""
+        """Takes codes only: DVC reads the keys as they are written, and folders are named by them."""
         from stages.shared.whisper.languages import language_code, language_name
 
         for key in languages:
@@ -85,11 +132,22 @@ class Params(_Settings):
 
 
 def load_params(path: Path, overrides: dict[str, Any]) -> Params:
-    """The file's parameters with `overrides` (dotted names) on top; the defaults where there is no file.
+    """Returns the file's parameters with `overrides` (dotted names) on top; the defaults where there is no file.
 
-    What a method changes of `train` in the file counts less than an override of `train`, and one of `methods` most.
+    An override of `train` counts more than a method's change of it in the file. An override of `methods` counts most.
 
     Raises PipelineError naming the file, the field, what was found and what was expected.
+    """
+    values = file_values(path, overrides)
+    for name, value in overrides.items():
+        _set(values, name, value)
+    return checked(Params, values, str(path))
+
+
+def file_values(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the file says, without the methods' changes to `train` that `overrides` make void.
+
+    Raises PipelineError where it is not YAML with names and values.
     """
     values: dict[str, Any] = {}
     if path.exists():
@@ -101,13 +159,11 @@ def load_params(path: Path, overrides: dict[str, Any]) -> Params:
         raise PipelineError(f"{path}: holds a {type(values).__name__}, expected names with values")
     for name, value in overrides.items():
         _override_methods(values, name, value)
-    for name, value in overrides.items():
-        _set(values, name, value)
-    return checked(Params, values, str(path))
+    return values
 
 
 def _override_methods(values: dict[str, Any], name: str, value: Any) -> None:
-    """Drops what the file's `methods` change of `train` where `name` overrides the same of `train`."""
+    """Removes from `methods` the changes to fields of `train` that `name` overrides."""
     section, _, field = name.partition(".")
     fields = {field} if field else set(value) if isinstance(value, dict) else set()
     groups = values.get("methods") if section == "train" else None
@@ -127,7 +183,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def checked(model: Any, values: dict[str, Any], where: str) -> Any:
-    """`model` (a pydantic model or TypeAdapter) of `values`; PipelineError with every complaint on one line."""
+    """Makes `model` (a pydantic model or TypeAdapter) of `values`. Raises PipelineError with all complaints on one line."""
     try:
         return model.validate_python(values) if isinstance(model, TypeAdapter) else model.model_validate(values)
     except ValidationError as error:
@@ -143,5 +199,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def train_settings(params: Params, changes: dict[str, Any], where: str) -> TrainSettings:
-    return checked(TrainSettings, {**params.train.model_dump(), **changes}, where)
+def method_settings(params: Params, method: str, flags: dict[str, Any]) -> TrainSettings:
+    """Returns `train` with the changes of the parameters' `methods`, and with those of flags on top."""
+    changes = {**params.methods.changes(method), **flags}
+    return checked(TrainSettings, {**params.train.model_dump(), **changes}, f"train, for method {method}")

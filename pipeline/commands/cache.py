@@ -17,7 +17,7 @@ from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
 IDS_SHOWN = 10
-# What the records were made with, as far as it is worth a line; the rest is in --json.
+# The settings that are shown on a line; --json shows all.
 MADE_WITH = (
     "targets",
     "dtype",
@@ -87,7 +87,7 @@ def _counts(values: Any) -> str:
 
 
 def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
-    """Raises PipelineError with the number of faults, which have been printed."""
+    """Prints every fault. Raises PipelineError with their number."""
     source = ShardReader(utterances, "utterances", check_sizes=False) if utterances else None
     broken = found = 0
     for folder in folders:
@@ -107,7 +107,7 @@ def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
 
 
 def _audio_faults(record: dict) -> list[str]:
-    """The audio of an utterance against what its record says of it."""
+    """Compares the audio of an utterance with what its record says of it."""
     try:
         samples = decode_flac(record["audio"], record["seconds"])
     except PipelineError as error:
@@ -127,7 +127,7 @@ def convert(folder: AnyPath, out: AnyPath, format: str, rerun: Rerun) -> None:
 
 
 def diff(first: AnyPath, second: AnyPath, as_json: bool) -> bool:
-    """Whether the two are equal; prints how they differ."""
+    """Prints how the two differ. Returns whether they are equal."""
     readers = open_shards(first), open_shards(second)
     with ProgressReport(f"cache diff {first} {second}", "records") as progress:
         found = compare(*readers, progress)

@@ -6,7 +6,6 @@ import torch
 import transformers
 
 from cache.errors import PipelineError
-from cache.storage import AnyPath
 from pipeline.params import Params
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
@@ -59,15 +58,11 @@ def load_any(found: ModelSource, audio_window_s: int | None = None) -> LoadedMod
     return load_model(found, audio_window_s)
 
 
-def adapted_teacher(params: Params, language: str) -> AnyPath:
-    return params.paths.models / language / "teacher"
-
-
 def teacher_source(params: Params, language: str) -> str:
     """The folder or hub id of the language's teacher."""
     if params.teacher.adapt is None:
         return params.teacher.model
-    folder = adapted_teacher(params, language)
+    folder = params.paths.adapted_teacher(language)
     if not (folder / "training.json").exists():
         raise PipelineError(
             f"{folder}: no adapted teacher there, though teacher.adapt asks for one: run "

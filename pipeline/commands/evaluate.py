@@ -9,10 +9,11 @@ from pipeline.commands.common import chosen, chosen_device, load_any, say, teach
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
+from stages.evaluate.run import Subject
 from stages.evaluate.run import evaluate as evaluate_split
+from stages.shared.methods import METHODS
 from stages.shared.student.loading import locate
 from stages.shared.whisper.targets import use_token
-from stages.train_student.settings import METHODS
 
 
 def evaluate(
@@ -32,14 +33,14 @@ def evaluate(
 def _evaluate(
     params: Params, language: str, system: str, further: str | None, base: str | None, device: torch.device
 ) -> None:
-    utterances = params.paths.utterances / language / (f"test@{further}" if further else "test")
+    utterances = params.paths.test_split(language, further)
     source = _source(params, language, system)
     model = load_any(locate(source, base), params.audio_window_s)
     use_token(model.whisper.model, language, token(params, language))
-    out = params.paths.metrics / language / (f"{system}@{further}.json" if further else f"{system}.json")
+    out = params.paths.metrics_file(language, system, further)
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(
-            model, utterances, language, system, out, params.evaluate, device, source, progress.audio
+            model, utterances, Subject(language, system, source), out, params.evaluate, device, progress.audio
         )
     say(
         f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"
@@ -48,7 +49,7 @@ def _evaluate(
 
 def _systems(params: Params, language: str) -> list[str]:
     """The base, the teacher, and every method with a finished student."""
-    trained = [m for m in METHODS if (params.paths.models / language / m / "training.json").exists()]
+    trained = [m for m in METHODS if (params.paths.model([language], m) / "training.json").exists()]
     return ["base", "teacher", *trained]
 
 
@@ -57,7 +58,7 @@ def _source(params: Params, language: str, system: str) -> str:
         return params.student
     if system == "teacher":
         return teacher_source(params, language)
-    folder = params.paths.models / language / system
+    folder = params.paths.model([language], system)
     if not (folder / "training.json").exists():
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"

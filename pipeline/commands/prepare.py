@@ -14,17 +14,16 @@ from pipeline.errors import each
 from pipeline.options import printable
 from pipeline.params import Params, checked
 from pipeline.progress import ProgressReport
+from stages.prepare.corpora import settings_class
 from stages.prepare.run import SplitSummary
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
 from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
 
-DATASET_COLUMNS = ("audio", "text", "speaker")
-
 
 @dataclass(frozen=True)
 class CorpusChoice:
-    """What the command line says of the corpus, in place of the parameters."""
+    """The corpus that the command line names instead of the parameters."""
 
     corpus: str | None
     path: str | None
@@ -88,15 +87,15 @@ def _own_corpus(params: Params, language: str, choice: CorpusChoice) -> CorpusSe
 
 
 def _columns(corpus: str, text: str) -> dict[str, Any]:
-    """The corpus's settings for --columns."""
+    """Returns what --columns says as settings of the corpus."""
     pairs = [part.partition("=") for part in text.split(",")]
     if wrong := [part[0] for part in pairs if not all(part)]:
         raise click.BadParameter(f"'{wrong[0]}': expected OURS=THEIRS, …", param_hint="--columns")
     names = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    if corpus == "manifest":
-        return {"columns": names}
-    if corpus != "dataset":
+    try:
+        values = settings_class(corpus).columns_as(names)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--columns") from None
+    if values is None:
         raise click.UsageError(f"--columns goes with --corpus manifest or dataset: {corpus} has columns of its own")
-    if unknown := sorted(names.keys() - set(DATASET_COLUMNS)):
-        raise click.BadParameter(f"{unknown[0]}: a dataset has {', '.join(DATASET_COLUMNS)}", param_hint="--columns")
-    return {f"{ours}_column": theirs for ours, theirs in names.items()}
+    return values

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cache.progress import Progress
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen, chosen_device, load, needed_token, say, teacher_source
@@ -12,7 +13,7 @@ from stages.shared.whisper.models import find_model
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
 from stages.teacher_cache.job import ScoringJob
-from stages.teacher_cache.run import Progress, cache_teacher
+from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import ScoringRequest
 
@@ -22,8 +23,7 @@ def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
 
 
 def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
-    utterances = params.paths.utterances / language / "train"
-    out = params.paths.teacher / language / "train"
+    utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
     teacher, token = teacher_source(params, language), needed_token(params, language)
     task = ScoringRequest(
         teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token
@@ -34,7 +34,7 @@ def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     say(f"{out}: {summary(manifest)}" + (f", see {out / LEFT_OUT}" if manifest["left_out"] else ""))
 
 
-def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
+def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     device = chosen_device(params)
     teacher = load(task.teacher, task.audio_window_s)
     use_token(teacher.model, task.language, task.token)
@@ -42,7 +42,7 @@ def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress)
     return cache_teacher(job, task.utterances, task.out, rerun, progress)
 
 
-def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress) -> dict[str, Any]:
+def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
     say(find_model(task.teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)

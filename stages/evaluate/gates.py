@@ -1,4 +1,6 @@
-"""Which share of the tokens each layer sent to the expert."""
+"""Counts the share of the tokens that each layer sent to the expert."""
+
+# Shapes: B clips, T positions.
 
 import math
 
@@ -11,16 +13,16 @@ PROMPT_TOKENS = 4
 
 
 class GateUse:
-    """Counts real positions only: no silence beyond a clip's end, nothing after its end of text."""
+    """Counts real positions only: none beyond the end of a clip, none after the end of its text."""
 
     def __init__(self) -> None:
         self.expert: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
 
     def add(self, gates: Gates, seconds: list[float], generated: list[int]) -> None:
-        """Adds one batch: its gates, (B, T) for each call, and the seconds and the generated tokens of each of its B clips."""
+        """Adds a batch of B clips. gates: (B, T) for each call. seconds, generated: length and tokens of each clip."""
         audio = torch.tensor([math.ceil(length * POSITIONS_PER_SECOND) for length in seconds])
-        # the last token that was generated is read by no layer
+        # no layer reads the last token that was generated
         text = torch.tensor([PROMPT_TOKENS + count - 1 for count in generated])
         for layer, calls in gates.items():
             gate_BT = torch.cat(calls, dim=1).cpu()

@@ -1,7 +1,7 @@
-"""Every utterance of a split is decoded and scored, or listed as unscored."""
+"""Decodes every utterance of a split, and scores it or lists it as unscored."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from cache import files
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.evaluate.gates import GateUse
@@ -26,50 +27,49 @@ from stages.shared.whisper.targets import token_of
 EVALUATE_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    language: str
+    system: str  # base, teacher, or the name of a method
+    source: str  # the folder or hub id of the model
+
+
 @dataclass
 class Utterance:
     id: str
     group: str
     seconds: float
     text: str
-    windows: list[np.ndarray]  # what is longer than the model's window is decoded window by window
+    windows: list[np.ndarray]  # 16 kHz samples; longer audio than the model's window is decoded window by window
 
 
 def evaluate(
     model: LoadedModel,
     utterances: AnyPath,
-    language: str,
-    system: str,
+    subject: Subject,
     out: AnyPath,
     settings: EvaluateSettings,
     device: torch.device,
-    source: str,
-    progress: Callable[[int, int, float], None] = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
 ) -> dict[str, Any]:
-    """Scores the split in `utterances`; writes `out` (a .json) with the rates, and its rows beside it as JSON lines."""
+    """Scores the split in `utterances`. Writes `out` (a .json) with the rates, and its rows beside it as JSON lines.
+
+    progress: is called with utterances done, utterances in all, and seconds of audio done. Returns what `out` holds.
+    """
     reader = ShardReader(utterances, "utterances")
     dtype = compute_dtype(settings.dtype, device)
     model.whisper.model.to(device)
     round_weights(model.whisper.model.requires_grad_(False), dtype)
-    transcribe = Transcriber(model.whisper, language, dtype, settings.cut_loops)
-    rows, unscored, gates = [], [], GateUse()
-    started, seconds = time.monotonic(), 0.0
-    progress(0, sum(reader.rows), seconds)
-    for batch in prefetch(_batches(reader, model.whisper.audio_window_s, settings.batch_size)):
-        for utterance, decoded in zip(batch, _decode(transcribe, batch, gates), strict=True):
-            counts = scoring.score(utterance.text, decoded["hypothesis"], language)
-            seconds += utterance.seconds
-            if not counts["words"]:
-                unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
-                continue
-            facts = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
-            rows.append({**facts, "reference": utterance.text, **decoded, **counts})
-        progress(len(rows) + len(unscored), sum(reader.rows), seconds)
+    transcribe = Transcriber(model.whisper, subject.language, dtype, settings.cut_loops)
+    started, gates = time.monotonic(), GateUse()
+    rows, unscored, seconds = _score(transcribe, reader, settings.batch_size, gates, progress)
     metrics = {
         "evaluate_version": EVALUATE_VERSION,
-        "language": language,
-        "token": token_of(model.whisper.model, language),
-        "system": system,
+        "language": subject.language,
+        "token": token_of(model.whisper.model, subject.language),
+        "system": subject.system,
         "corpus": reader.manifest["corpus"],
         "split": reader.manifest["split"],
         "normaliser": scoring.NORMALISER,
@@ -81,7 +81,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 3),
         "audio_window_s": model.whisper.audio_window_s,
         "dtype": str(dtype).removeprefix("torch."),
-        "model": source,
+        "model": subject.source,
         "gates": gates.shares(),
         "unscored": unscored,
     }
@@ -90,8 +90,27 @@ def evaluate(
     return metrics
 
 
+def _score(
+    transcribe: Transcriber, reader: ShardReader, batch_size: int, gates: GateUse, progress: Progress[float]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], float]:
+    """Returns the rows, the utterances that cannot be scored, and the seconds of audio of all."""
+    rows, unscored, seconds = [], [], 0.0
+    progress(0, sum(reader.rows), seconds)
+    for batch in prefetch(_batches(reader, transcribe.whisper.audio_window_s, batch_size)):
+        for utterance, decoded in zip(batch, _decode(transcribe, batch, gates), strict=True):
+            counts = scoring.score(utterance.text, decoded["hypothesis"], transcribe.language)
+            seconds += utterance.seconds
+            if not counts["words"]:
+                unscored.append({"id": utterance.id, "reason": "its transcript has no word after normalisation"})
+                continue
+            row = {"id": utterance.id, "group": utterance.group, "seconds": round(utterance.seconds, 3)}
+            rows.append({**row, "reference": utterance.text, **decoded, **counts})
+        progress(len(rows) + len(unscored), sum(reader.rows), seconds)
+    return rows, unscored, seconds
+
+
 def _write(out: AnyPath, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Metrics never stand beside another run's rows: the old ones go first, the new ones come last."""
+    """Removes old metrics first and writes the new ones last, so that metrics never stand beside another run's rows."""
     out.unlink(missing_ok=True)
     files.write_jsonl(out.with_suffix(".utterances.jsonl"), rows)
     files.write_json(out, metrics)
@@ -103,7 +122,7 @@ def _ids(reader: ShardReader) -> Iterator[dict]:
 
 
 def _batches(reader: ShardReader, audio_window_s: int, batch_size: int) -> Iterator[list[Utterance]]:
-    """Clips of like length together, shard by shard: they end at about the same step."""
+    """Yields batches of clips of similar length, shard by shard: their decoding ends at about the same step."""
     for shard in range(len(reader.shards)):
         rows = sorted(reader.read(shard), key=lambda row: row["seconds"])
         for start in range(0, len(rows), batch_size):
@@ -118,7 +137,7 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
 
 
 def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[dict[str, Any]]:
-    """Each utterance's text, and whether one of its windows ended in a loop, or did not end."""
+    """Returns each utterance's text, and whether one of its windows ended in a loop, or did not end."""
     clips = [window for utterance in batch for window in utterance.windows]
     transcripts: list[Transcript] = []
     for start in range(0, len(clips), len(batch)):

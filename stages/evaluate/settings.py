@@ -1,15 +1,16 @@
-"""How a split is decoded."""
+"""Settings of decoding a split."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from stages.shared.settings import Settings
 
 
-class EvaluateSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class EvaluateSettings(Settings):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     cut_loops: bool = Field(
-        True, description="end a text that repeats itself after one copy of the piece; false: as in the literature"
+        True,
+        description="end a text that repeats itself after one copy of the repeated part; false: as in the literature",
     )

@@ -12,6 +12,7 @@ from typing import Any
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.locks import sole_writer
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, ShardReader, ShardWriter
 from cache.storage import AnyPath
@@ -28,8 +29,6 @@ PREPARE_VERSION = 2
 KIND = "utterances"
 LIMITS = {"min_seconds", "max_missing_seconds", "max_clipped", "max_characters_per_second"}
 THREADS = 4  # the most; decoding, resampling and FLAC release the interpreter lock
-
-Progress = Callable[[int, int, float], None]  # items done, items in all, seconds of audio kept
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def prepare(
     max_seconds: float,
     rerun: Rerun = "refuse",
     split_suffix: str = "",
-    progress: Progress = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
 ) -> list[SplitSummary]:
     """Writes `<out>/train`, `validation` and `test`, as far as the corpus has them. Finished work is not done again.
 
@@ -94,7 +93,7 @@ def _read(settings: CorpusSettings, language: str, wanted: tuple[str, ...]) -> C
 
 
 def _contents(
-    corpus: Corpus, out: AnyPath, pool: ThreadPoolExecutor, progress: Progress
+    corpus: Corpus, out: AnyPath, pool: ThreadPoolExecutor, progress: Progress[float]
 ) -> dict[str, list[str | None]]:
     """Returns for each split the hash of each item's recording."""
     items = [item for split in corpus.splits.values() for item in split]
@@ -167,7 +166,7 @@ class _Work:
         settings: PrepareSettings,
         max_seconds: float,
         writers: dict[str, ShardWriter],
-        progress: Progress,
+        progress: Progress[float],
     ):
         self.corpus, self.name, self.language, self.settings = corpus, name, language, settings
         self.max_seconds, self.writers, self.progress = max_seconds, writers, progress

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead, lead_of
-from stages.report.results import Result, place
+from stages.report.results import Result, system_order_key
 from stages.report.verdict import verdict
 from stages.shared.scoring import interval
 
@@ -58,7 +58,7 @@ def compare(results: list[Result], resamples: int) -> list[Comparison]:
         _compare(
             language,
             corpus,
-            {r.metrics.system: r for r in sorted(group, key=lambda r: place(r.metrics.system))},
+            {r.metrics.system: r for r in sorted(group, key=lambda r: system_order_key(r.metrics.system))},
             resamples,
         )
         for (language, corpus), group in groups.items()
@@ -78,8 +78,8 @@ def _compare(language: str, corpus: str, results: dict[str, Result], resamples: 
         for system, result in results.items()
     ]
     splits = " / ".join(dict.fromkeys(result.metrics.split for result in results.values()))
-    verdict_line = verdict(results, changes, lead, resamples)
-    return Comparison(language, corpus, splits, lead, lines, verdict_line, _notes(lines, base))
+    conclusion = verdict(results, changes, lead, resamples)
+    return Comparison(language, corpus, splits, lead, lines, conclusion, _notes(lines, base))
 
 
 def _notes(lines: list[Line], base: Result | None) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from cache.files import read_jsonl
 from cache.storage import AnyPath
-from stages.report.results import NAMES, validated
+from stages.report.results import system_title, validated
 
 COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
@@ -66,7 +66,7 @@ def curve_csv(points: list[Point]) -> str:
 def missing_curves(curves: Curves, language: str, systems: list[str], models: AnyPath) -> list[str]:
     """Returns a note for each trained system without a curve. The base and a downloaded teacher never have one."""
     return [
-        f"{path} is not there: the learning curve of {NAMES.get(system, system)} is left out."
+        f"{path} is not there: the learning curve of {system_title(system)} is left out."
         for system in systems
         for path in [models / language / system / "curve.jsonl"]
         if system not in ("base", "teacher") and not curves.get((language, system))

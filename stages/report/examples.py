@@ -1,14 +1,14 @@
-"""The utterances that changed most between the base model and a student, for the better and for the worse."""
+"""Finds the utterances that changed most between the base model and a student, for the better and for the worse."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from stages.report.comparison import Comparison, Line
 from stages.report.lead import Lead
+from stages.shared.methods import trains_experts
 
-EXPERTS = ("clsr", "clsr-kd")
 PER_SIDE = 5
-LONGEST = 300  # characters shown; a model caught in a loop writes thousands
+LONGEST = 300  # characters shown: a model in a loop writes thousands
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Examples:
     lead: Lead
     better: list[Example]
     worse: list[Example]
-    changed: tuple[int, int, int]  # utterances with fewer, as many, more errors than the base's
+    changed: tuple[int, int, int]  # number of utterances with fewer, equal, more errors than the base
 
 
 def examples(comparison: Comparison) -> Examples | None:
-    """Returns the examples of the student with the lowest rate. None if there is no student, or no utterances to show."""
+    """Returns examples of the student with the lowest rate. None: there is no student, or there are no utterances to show."""
     base, student = comparison.line("base"), _best_student(comparison)
     if not base or not student or not base.result.rows or not student.result.rows:
         return None
@@ -49,7 +49,7 @@ def examples(comparison: Comparison) -> Examples | None:
 
 def _best_student(comparison: Comparison) -> Line | None:
     trained = [line for line in comparison.lines if line.result.metrics.system not in ("base", "teacher")]
-    with_experts = [line for line in trained if line.result.metrics.system in EXPERTS]
+    with_experts = [line for line in trained if trains_experts(line.result.metrics.system)]
     return min(with_experts or trained, key=lambda line: comparison.lead.of(line.result.metrics), default=None)
 
 

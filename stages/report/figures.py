@@ -10,11 +10,12 @@ import vl_convert
 from stages.report.comparison import Line
 from stages.report.curves import Curves
 from stages.report.lead import Lead, lead_of
-from stages.report.results import NAMES, SYSTEM_ORDER, place
+from stages.report.results import SYSTEM_ORDER, system_order_key, system_title
 
 WIDTH, HEIGHT = 300, 170  # pixels
-POINTS = 60  # the most of a training curve; more are averaged, since single steps are noise
-COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e")  # distinguishable on white and on black
+POINTS = 60  # of a training curve; more are averaged, a line of noise says nothing
+# By SYSTEM_ORDER; told apart on white and on black.
+COLOURS = ("#8c8c8c", "#c264a0", "#e08f00", "#2aa198", "#3f87d9", "#d9541e", "#7a6fd0", "#6f9a1c", "#a0703c", "#d0527a")
 PANELS = (  # column of the curve, title
     ("validation_wer", ""),  # its title depends on the units of the language's error rate
     ("loss", "Training loss, all parts"),
@@ -77,7 +78,7 @@ def rate_figure(name: str, lines: list[Line], lead: Lead) -> Figure:
 def curve_figures(curves: Curves, language: str) -> list[Figure]:
     """Returns a small chart for each quantity that any of the language's runs recorded."""
     figures = []
-    trained = sorted((method for owner, method in curves if owner == language), key=place)
+    trained = sorted((method for owner, method in curves if owner == language), key=system_order_key)
     for column, title in PANELS:
         rows, methods = [], []
         title = title or lead_of(language).validation
@@ -86,7 +87,7 @@ def curve_figures(curves: Curves, language: str) -> list[Figure]:
             points = [(point.step, getattr(point, column)) for point in curves[language, method]]
             values = _thinned([(step, factor * value) for step, value in points if value is not None])
             methods += [method] if values else []
-            rows += [{"method": _method(method), "step": step, "value": value} for step, value in values]
+            rows += [{"method": system_title(method), "step": step, "value": value} for step, value in values]
         if rows:
             chart = _curve_chart(rows, methods, title, dots=column == "validation_wer")
             figures.append(_figure(f"{language}-{column.replace('_', '-')}", title, chart))
@@ -111,7 +112,7 @@ def gate_figures(name: str, lines: list[Line]) -> list[Figure]:
 
 
 def _curve_chart(rows: list[dict[str, Any]], methods: list[str], title: str, dots: bool) -> alt.Chart:
-    names = [_method(method) for method in methods]
+    names = [system_title(method) for method in methods]
     return (
         alt.Chart(alt.Data(values=rows), title=title)
         .mark_line(strokeWidth=2, point={"size": 30, "filled": True} if dots else False)
@@ -143,10 +144,6 @@ def _scale(systems: list[str], names: list[str]) -> alt.Scale:
     """Returns the colours. A system has the same colour in every chart; an unknown one is grey."""
     colours = [COLOURS[SYSTEM_ORDER.index(s)] if s in SYSTEM_ORDER else COLOURS[0] for s in systems]
     return alt.Scale(domain=names, range=colours)
-
-
-def _method(method: str) -> str:
-    return NAMES.get(method, method)
 
 
 def _thinned(values: list[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, Validatio
 from cache.errors import PipelineError
 from cache.files import read_json, read_jsonl
 from cache.storage import AnyPath
+from stages.shared.methods import METHODS
 
-SYSTEM_ORDER = ("base", "teacher", "full", "lora", "clsr", "clsr-kd")
-NAMES = {"full": "full fine-tuning", "lora": "LoRA", "clsr": "CLSR-FT", "clsr-kd": "CLSR-FT+KD"}
+SYSTEM_ORDER = ("base", "teacher", *METHODS)
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -58,7 +58,7 @@ class Metrics(BaseModel):
 
 
 class Utterance(BaseModel):
-    """The fields of a row that the report needs. It keeps the other columns as they are."""
+    """The fields that the report needs of a row. Other fields are kept."""
 
     id: str
     reference: str
@@ -78,17 +78,17 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The name for readers. The base is called by its model's name."""
+        """Names the system for readers. The base is called by the name of its model."""
         model = Path(self.metrics.model.replace("\\", "/")).name
         if self.metrics.system == "base":
             return model
         if self.metrics.system == "teacher":
             return f"teacher ({model if model != 'teacher' else self.metrics.model})"
-        return NAMES.get(self.metrics.system, self.metrics.system)
+        return system_title(self.metrics.system)
 
     @property
     def corpus(self) -> str:
-        """The name of the corpus. A further corpus has the name that the user chose, which is part of the file's name."""
+        """Names the corpus. A further corpus has the name that the user has chosen, which is in the file's name."""
         return self.path.stem.partition("@")[2] or self.metrics.corpus
 
     @property
@@ -97,9 +97,9 @@ class Result:
 
 
 def read_results(metrics: AnyPath) -> list[Result]:
-    """Returns all results by language, the main corpus before further ones, systems in SYSTEM_ORDER.
+    """Returns results sorted by language, with the main corpus before further ones, and systems in SYSTEM_ORDER.
 
-    Raises PipelineError where there are none, or two for one system and corpus.
+    Raises PipelineError where there is none, and where one is not as expected.
     """
     paths = [path for path in sorted(metrics.glob("*/*.json")) if not path.name.startswith(".")]
     if not paths:
@@ -118,13 +118,18 @@ def read_results(metrics: AnyPath) -> list[Result]:
     return results
 
 
-def place(system: str) -> tuple[int, str]:
-    """Sorts systems: the known first, in their order."""
+def system_title(system: str) -> str:
+    """Returns what readers know a method by; any other system goes by its own name."""
+    return METHODS[system].title if system in METHODS else system
+
+
+def system_order_key(system: str) -> tuple[int, str]:
+    """Sorts systems: those of SYSTEM_ORDER first, in that order."""
     return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER), system
 
 
 def _order(result: Result) -> tuple[str, str, tuple[int, str]]:
-    return result.metrics.language, result.path.stem.partition("@")[2], place(result.metrics.system)
+    return result.metrics.language, result.path.stem.partition("@")[2], system_order_key(result.metrics.system)
 
 
 def _read_result(path: AnyPath) -> Result:

@@ -15,7 +15,10 @@ LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}
 
 
 def format_summary(report: AnyPath | dict[str, Any]) -> str:
-    """Formats a report for the terminal. report: its folder, its comparison.json, or the content of that file."""
+    """Formats the comparison. report: the report's folder, its comparison.json, or the content of that file.
+
+    Raises PipelineError where it is not a comparison.
+    """
     if isinstance(report, dict):
         return _format(report)
     path = report / "comparison.json" if report.is_dir() else report

@@ -1,4 +1,4 @@
-"""Formats numbers for readers: the same cells in HTML, in Markdown and in the terminal."""
+"""Formats numbers for readers: HTML, Markdown and the terminal show the same cells."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,7 +28,7 @@ def span(interval: tuple[float, float] | None) -> str:
 
 
 def points(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A difference of fractions in percentage points, with its interval: '-12.3 (-15.2 to -9.1)'."""
+    """Formats a difference of fractions in percentage points, with its interval: '-12.3 (-15.2 to -9.1)'."""
     if value is None:
         return NONE
     bounds = "" if interval is None else f" ({_signed(interval[0])} to {_signed(interval[1])})"
@@ -64,7 +64,7 @@ def _system_row(line: Line, lead: Lead) -> list[str]:
 
 
 def setup_table(comparison: Comparison) -> Table:
-    """Returns how each system was measured, and its rates with Whisper's basic normaliser and without any."""
+    """Tells how each system was measured, and its rates by Whisper's basic normaliser and without any."""
     rows = [
         [
             line.result.name,
@@ -95,7 +95,10 @@ def gates_table(comparison: Comparison) -> Table | None:
 
 
 def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Table:
-    """Returns a row for each language and corpus: base, the student of the verdict, teacher. names: of languages."""
+    """Makes one row for each language and corpus: the base, the student that the verdict is about, the teacher.
+
+    names: of the languages, by code.
+    """
     columns = [
         "Language",
         "Corpus",
@@ -123,7 +126,7 @@ def overview_table(comparisons: list[Comparison], names: dict[str, str]) -> Tabl
 
 
 def ending_notes(comparison: Comparison) -> list[str]:
-    """Returns a note for each kind of hypotheses that did not end by themselves, where there are any."""
+    """Counts hypotheses that did not end by themselves. Each kind of which there are any has a note."""
     measured = [line.result.metrics for line in comparison.lines]
     kinds = {
         "ended in a loop, and were cut at it": [m.loops if m.cut_loops else 0 for m in measured],
@@ -141,7 +144,7 @@ def ending_notes(comparison: Comparison) -> list[str]:
 
 
 def unscored_notes(comparison: Comparison) -> list[str]:
-    """Returns notes on utterances without a score. Systems that left out the same utterances share a note."""
+    """Lists utterances that were not scored. Systems that left out the same ones share a note."""
     systems: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for line in comparison.lines:
         left_out = tuple((utterance.id, utterance.reason) for utterance in line.result.metrics.unscored)

@@ -1,10 +1,11 @@
-"""Says in one line what the numbers show."""
+"""Says in one line of plain words what the numbers show."""
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead
 from stages.report.results import Result
+from stages.shared.methods import METHODS, without_teacher
 
-STUDENTS = ("clsr-kd", "clsr", "lora", "full")  # the verdict is about the first there is, whichever came out best
+STUDENTS = tuple(reversed(METHODS))  # the verdict is about the first of them that was measured, best or not
 
 
 def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead: Lead, resamples: int) -> str:
@@ -14,7 +15,8 @@ def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead
     if base is None or student is None:
         return _not_yet(results, lead)
     parts = [_against_base(student.name, base.name, versus_base[student.metrics.system], lead)]
-    if student.metrics.system == "clsr-kd" and (plain := results.get("clsr")):
+    untaught = without_teacher(METHODS[student.metrics.system])
+    if untaught and (plain := results.get(untaught.name)):
         parts.append(_against_plain(plain.name, difference(student, plain, lead, resamples)))
     parts += _better_rival(student, results, lead)
     return "; ".join(parts) + "."
@@ -44,7 +46,7 @@ def _against_plain(plain: str, change: Difference) -> str:
 
 
 def _span(change: Difference) -> str:
-    """Returns the interval with the sign of `abs(value)`: that of a gain is written in points gained."""
+    """Formats the interval with the sign of `abs(value)`: that of a gain is in points gained."""
     if change.interval is None:
         return "no interval, see the notes"
     sign = -1 if change.value <= 0 else 1
@@ -53,8 +55,9 @@ def _span(change: Difference) -> str:
 
 
 def _better_rival(student: Result, results: dict[str, Result], lead: Lead) -> list[str]:
-    """Names another way of fine-tuning that did better, so that the reader need not find it in the table."""
-    rivals = [results[system] for system in ("full", "lora") if system in results]
+    """Names the best of the methods that train other weights, where it did better: a reader need not find it in the table."""
+    trains = METHODS[student.metrics.system].trains
+    rivals = [results[name] for name, method in METHODS.items() if method.trains != trains and name in results]
     best = min(rivals, key=lambda result: lead.of(result.metrics), default=student)
     lowest, own = lead.of(best.metrics), lead.of(student.metrics)
     return [f"{best.name} does better, {100 * lowest:.1f} % against {100 * own:.1f} %"] if lowest < own else []

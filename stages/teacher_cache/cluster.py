@@ -16,11 +16,12 @@ from cache import storage
 from cache.errors import PipelineError
 from cache.files import remove_temporaries
 from cache.locks import sole_writer
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.teacher_cache.pool import Plan, Pool, Print, last_line
-from stages.teacher_cache.run import Progress, ProgressCounter, finish, finished_manifest, open_writer
+from stages.teacher_cache.run import ProgressCounter, finish, finished_manifest, open_writer
 from stages.teacher_cache.settings import ClusterSettings
 from stages.teacher_cache.worker import ScoringRequest
 
@@ -33,7 +34,7 @@ def cache_teacher_on_ray(
     cluster: ClusterSettings,
     device: str,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
     say: Print = lambda text: None,
 ) -> dict[str, Any]:
     """Does the same as `cache_teacher` on a Ray cluster, with the same result.

@@ -1,6 +1,6 @@
 """Writes side-car shards: one for each utterance shard, with the same ids in the same order and the teacher's distributions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
 from cache.npy import npy_bytes
+from cache.progress import Progress, silent
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
@@ -18,7 +19,6 @@ from stages.teacher_cache.shard import ScoredShard, ShardScorer
 TEACHER_CACHE_VERSION = 1
 # Shapes: V vocabulary
 PART = "part-{:05d}.npy"  # a shard's share of the tail, kept until all shards are finished
-Progress = Callable[[int, int, float], None]
 
 
 def cache_teacher(
@@ -26,7 +26,7 @@ def cache_teacher(
     utterances: AnyPath,
     out: AnyPath,
     rerun: Rerun = "refuse",
-    progress: Progress = lambda done, total, seconds: None,
+    progress: Progress[float] = silent,
 ) -> dict[str, Any]:
     """Writes the teacher shards of one split to `out` and returns their manifest; resumes where it was interrupted.
 
@@ -55,7 +55,7 @@ def open_writer(out: AnyPath, provenance: dict[str, Any], format: str, rerun: Re
 class ProgressCounter:
     """Adds up finished work and reports the sums to the progress callback."""
 
-    def __init__(self, progress: Progress, utterances: ShardReader, writer: ShardWriter):
+    def __init__(self, progress: Progress[float], utterances: ShardReader, writer: ShardWriter):
         self.progress, self.total = progress, sum(utterances.rows)
         self.done, self.seconds = 0, 0.0
         self.add(

@@ -2,14 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cache.formats import Format
+from stages.shared.settings import Settings
 
 
-class TeacherCacheSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TeacherCacheSettings(Settings):
     targets: Literal["reference", "pseudo"] = Field(
         "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
     )
@@ -36,10 +35,8 @@ class TeacherCacheSettings(BaseModel):
         return self.targets == "pseudo" or self.transcribe
 
 
-class ClusterSettings(BaseModel):
+class ClusterSettings(Settings):
     """Not part of a cache's provenance: the shards are the same with any number of workers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: Literal["local", "ray"] = Field("local", description="this process, or workers of a Ray cluster")
     workers: int | None = Field(None, ge=1, description="null: one for each GPU, or as many as the CPUs allow")

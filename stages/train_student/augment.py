@@ -1,4 +1,6 @@
-"""SpecAugment (Park et al. 2019) as transformers' Whisper has it: stretches of frames and of mel bins are set to 0."""
+"""SpecAugment (Park et al. 2019) as in transformers' Whisper: sets stretches of frames and of mel bins to 0."""
+
+# Shapes: T frames.
 
 import numpy as np
 import torch
@@ -7,7 +9,7 @@ from stages.train_student.settings import TrainSettings
 
 
 def spec_augment(features: torch.Tensor, frames: int, seed: tuple[int, ...], settings: TrainSettings) -> torch.Tensor:
-    """A masked copy of one clip's log-mel (mels, T), of which `frames` hold audio; the masks depend on `seed` alone."""
+    """Returns a masked copy of one clip's log-mel (mels, T); `frames` of T hold audio. The masks depend on `seed` only."""
     random = np.random.default_rng(seed)
     masked = features.clone()
     time = spans(frames, settings.mask_time_prob, settings.mask_time_length, random)
@@ -18,9 +20,9 @@ def spec_augment(features: torch.Tensor, frames: int, seed: tuple[int, ...], set
 
 
 def spans(size: int, share: float, length: int, random: np.random.Generator) -> np.ndarray:
-    """(size,) bool, true in stretches of `length` that make up `share` of it where none overlap (it is an upper bound).
+    """Returns (size,) bool, true in stretches of `length`. They cover `share` of it, or less where they overlap.
 
-    Their number is rounded up or down at random, so that it is right on average for a short clip, too.
+    The number of stretches is rounded up or down at random: on average it is exact for short clips, too.
     """
     mask, starts = np.zeros(size, bool), size - length + 1
     count = min(int(share * size / length + random.random()), size // length)

@@ -1,4 +1,6 @@
-"""From loaded rows to the tensors of a batch, whose rows may be of several languages."""
+"""Makes the tensors of a batch from loaded rows. The rows may be of several languages."""
+
+# Shapes: B rows (clips), N target positions of all rows, T decoder positions, S encoder positions.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,28 +22,27 @@ from stages.train_student.augment import spec_augment
 from stages.train_student.losses import TeacherTargets
 from stages.train_student.settings import TrainSettings
 
-Row = dict[
-    str, Any
-]  # of an utterance, with its targets, its language, its prompt, and the teacher's fields where there are
+# An utterance's record, with its targets, language and prompt, and the teacher's fields where there is a teacher.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips with N real target positions; T decoder positions, S encoder positions."""
+    """B clips with N real target positions."""
 
     ids: list[str]
     languages: list[str]  # B codes
     features: torch.Tensor  # (B, mels, frames)
     decoder_input_ids: torch.Tensor  # (B, T)
-    positions: tuple[torch.Tensor, torch.Tensor]  # (N,) rows and columns of the decoder positions that are trained
+    positions: tuple[torch.Tensor, torch.Tensor]  # (N,) rows and columns of the decoder positions with a target
     targets: torch.Tensor  # (N,)
-    encoder_mask: torch.Tensor  # (B, S) where there is audio
-    decoder_mask: torch.Tensor  # (B, T) where there is no padding
+    encoder_mask: torch.Tensor  # (B, S) bool, true where there is audio
+    decoder_mask: torch.Tensor  # (B, T) bool, true where there is no padding
     teacher: TeacherTargets | None
 
 
 class Collate:
-    """Rows -> Batch, for one student."""
+    """Makes a Batch of rows, for one student."""
 
     def __init__(self, student: Whisper, settings: TrainSettings):
         self.student, self.settings = student, settings
@@ -52,7 +53,7 @@ class Collate:
         window = self.student.audio_window_s * POSITIONS_PER_SECOND
         real = torch.tensor([min(window, math.ceil(row["seconds"] * POSITIONS_PER_SECOND)) for row in rows])
         inputs = decoder_inputs(prompts[0], targets, self.student.tokenizer.eos_token_id)
-        inputs[:, : len(prompts[0])] = torch.tensor(prompts)  # they differ in the language's token alone
+        inputs[:, : len(prompts[0])] = torch.tensor(prompts)  # prompts differ in the language's token only
         lengths = torch.tensor([len(prompts[0]) + len(ids) - 1 for ids in targets])
         return Batch(
             ids=[row["id"] for row in rows],
@@ -77,10 +78,21 @@ class Collate:
         return torch.stack(masked)
 
 
-def _numbered(rows: Iterable[Row], seed: int, epoch: int, first: int, step: int) -> Iterator[Row]:
-    """Each with what its random numbers are drawn from: its place in the epoch, whichever batch or process has it."""
+@dataclass(frozen=True)
+class EpochPart:
+    """Which batches of an epoch are read: those of process `rank` of `world`, from batch number `start` on."""
+
+    seed: int
+    epoch: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+def _seeded(rows: Iterable[Row], part: EpochPart, first: int) -> Iterator[Row]:
+    """Adds each row's random seed, which depends on its place in the epoch and not on its batch or process."""
     for number, row in enumerate(rows):
-        yield {**row, "seed": (seed, epoch, first + number * step)}
+        yield {**row, "seed": (part.seed, part.epoch, first + number * part.world)}
 
 
 def _teacher_targets(rows: list[Row]) -> TeacherTargets:
@@ -101,21 +113,16 @@ def read_batches(
     rows: list[int],
     collate: Callable[[list[Row]], Batch],
     batch_size: int,
-    seed: int,
-    epoch: int,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    part: EpochPart,
 ) -> Iterator[Batch | None]:
-    """The epoch's batches from number `start` on; the last may be smaller. load, rows: see `cache.order.samples`.
+    """Yields the batches of an epoch; the last may be smaller. load, rows: see `cache.order.samples`.
 
-    Of several processes, each takes its share of every `world * batch_size` utterances: as many batches on each of them,
-    the last of them None where nothing is left for it.
+    Of every `world * batch_size` utterances each process takes its share. All processes get equally many batches: the
+    last one is None where no utterance is left for a process.
     """
-    together = batch_size * world
-    read = _numbered(
-        samples(load, rows, seed, epoch, start * together, rank, world), seed, epoch, start * together + rank, world
-    )
-    for _ in range(start, math.ceil(sum(rows) / together)):
-        own = list(islice(read, batch_size))
+    together = batch_size * part.world
+    read = samples(load, rows, part.seed, part.epoch, part.start * together, part.rank, part.world)
+    seeded = _seeded(read, part, part.start * together + part.rank)
+    for _ in range(part.start, math.ceil(sum(rows) / together)):
+        own = list(islice(seeded, batch_size))
         yield collate(own) if own else None

@@ -1,4 +1,4 @@
-"""One file that holds a run's whole state, so that a stopped run goes on as if it had not been stopped."""
+"""Writes and reads the whole state of a run in one file: a stopped run goes on as if it had not been stopped."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from cache.errors import PipelineError
 from cache.files import local_copy
 from cache.storage import AnyPath
 from stages.shared.whisper.weights import write_weights
-from stages.train_student.processes import ALONE, Processes
+from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.trainee import Trainee
 
 NAME = "checkpoint.safetensors"
@@ -20,7 +20,7 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class Position:
-    """How far a run is."""
+    """How far a run has come."""
 
     step: int = 0  # optimizer steps done
     best_step: int = -1
@@ -33,9 +33,9 @@ def save(
     trainee: Trainee,
     optimizer: torch.optim.Optimizer,
     position: Position,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> None:
-    """The main process writes for all of them: they differ in their random state alone."""
+    """Writes the checkpoint. The main process writes for all: processes differ only in their random state."""
     random = {"random": processes.stack(torch.get_rng_state())}
     if processes.device.type == "cuda":
         random["random_cuda"] = processes.stack(torch.cuda.get_rng_state(processes.device))
@@ -56,8 +56,13 @@ def _write(
     write_weights(folder / NAME, {**tensors, **random}, {"position": json.dumps(asdict(position))})
 
 
-def load(folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer, processes: Processes = ALONE) -> Position:
-    """Puts weights, optimizer and each process's random state back; a fresh Position where there is no checkpoint."""
+def load(
+    folder: AnyPath, trainee: Trainee, optimizer: torch.optim.Optimizer, processes: Processes = SINGLE_PROCESS
+) -> Position:
+    """Restores weights, optimizer and each process's random state. Returns a new Position where there is no checkpoint.
+
+    Raises PipelineError where the file cannot be read.
+    """
     path = folder / NAME
     if not path.exists():
         return Position()

@@ -1,35 +1,25 @@
-"""The output projection and the losses behind it, a chunk of positions at a time: there are never logits of all N.
+"""Computes the losses of the output projection a chunk of positions at a time: the logits of all N never exist at once.
 
-A chunk's logits become their own gradient where they lie, and that goes straight back through the projection: what is
-kept is the gradient of the decoder's output, (N, D). As Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989,
-section 3.2), with the distillation's gradient in the same pass.
+Each chunk's logits are overwritten with their gradient, which is multiplied by the projection matrix at once. Only the
+gradient of the decoder's output, (N, D), is kept. Liger-Kernel's fused linear cross-entropy does the same (arXiv
+2410.10989, section 3.2); here the gradient of the distillation loss is part of the same pass.
 """
 
+# Shapes: N target positions, D width of the decoder, V vocabulary, M kept tokens of the teacher at all N together.
+
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from stages.train_student.losses import Bins, Divergence, Tail, TeacherTargets, divergence_sum
+from stages.train_student.losses import Bins, Objective, TeacherTargets, divergence_sum
 
 CHUNK_BYTES = 32 << 20  # of logits
-NOTHING = -1e4  # stands for the logarithm of no probability at all
-
-
-@dataclass(frozen=True)
-class Objective:
-    """total = ce_weight * cross-entropy + kd_weight * divergence from the teacher."""
-
-    label_smoothing: float = 0.0
-    ce_weight: float = 1.0
-    kd_weight: float = 0.0
-    divergence: Divergence = "js"
-    tail: Tail = "bucket"
+LOG_ZERO = -1e4  # stands for the logarithm of no probability at all
 
 
 class LossSums(NamedTuple):
-    """Over N positions. Only `total` has a gradient."""
+    """Sums over N positions. Only `total` has a gradient."""
 
     total: torch.Tensor
     cross_entropy: torch.Tensor
@@ -45,16 +35,17 @@ def projection_loss(
     tail_V: torch.Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> LossSums:
-    """The losses of softmax(hidden_ND @ weight_VD.T), as sums. tail_V: the teacher's mean tail, for `spread` alone.
+    """Returns the losses of softmax(hidden_ND @ weight_VD.T), as sums.
 
-    Under autocast the products are in its type; the softmax, its gradient and all sums are in float32 at least.
+    tail_V: the mean of the teacher's tails; only `spread` needs it. chunk_bytes: the most bytes of logits at a time.
+    Under autocast the matrix products are in its type. The softmax, its gradient and all sums are in float32 or wider.
     """
     extra = targets_N, objective, teacher, tail_V, chunk_bytes
     return LossSums(*_ProjectionLoss.apply(hidden_ND, weight_VD, *extra))
 
 
 class _ProjectionLoss(torch.autograd.Function):
-    """Value and gradient both in the forward pass."""
+    """Computes the gradient in the forward pass, together with the value."""
 
     @staticmethod
     def forward(
@@ -90,7 +81,7 @@ class _ProjectionLoss(torch.autograd.Function):
         ctx.save_for_backward(of_hidden, of_weight)
         cross_entropy, divergence = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(cross_entropy, divergence)
-        return objective.ce_weight * cross_entropy + objective.kd_weight * divergence, cross_entropy, divergence
+        return objective.of_tokens(cross_entropy, divergence), cross_entropy, divergence
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,7 +91,7 @@ class _ProjectionLoss(torch.autograd.Function):
 
 
 def _chunks(count: int, most: int, teacher: TeacherTargets | None) -> Iterator[tuple[int, int, TeacherTargets | None]]:
-    """(start, stop, the teacher's part) of chunks that hold nearly the same number of positions, `most` or fewer."""
+    """Yields (start, stop, the teacher's part) of chunks of nearly equal size, `most` positions or fewer."""
     number = max(1, -(-count // max(1, most)))
     edges = [count * chunk // number for chunk in range(number + 1)]
     if teacher is not None:
@@ -121,7 +112,7 @@ def _chunks(count: int, most: int, teacher: TeacherTargets | None) -> Iterator[t
 def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    else:  # addmm_ takes one type alone; chunks are summed in float32 whatever their product is in
+    else:  # addmm_ needs equal types; chunks are summed in float32 whatever the type of their product
         total += left @ right
 
 
@@ -133,10 +124,10 @@ def logits_to_gradient_(
     teacher: TeacherTargets | None = None,
     spread_V: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of cross-entropy and divergence; the gradient of their weighted sum takes the logits' place.
+    """Returns the sums of cross-entropy and divergence. Overwrites the logits with the gradient of their weighted sum.
 
-    With q the softmax, every token's gradient is q_j times one factor for its position, but for the target and for the
-    teacher's few kept tokens.
+    With q the softmax, the gradient of token j is q_j times a factor of its position. Only the target and the teacher's
+    kept tokens differ from that.
     """
     ce_weight, kd_weight, smoothing = objective.ce_weight, objective.kd_weight, objective.label_smoothing
     targets_N1, kept = targets_N.unsqueeze(1), (targets_N[:0], targets_N[:0])
@@ -165,12 +156,15 @@ def logits_to_gradient_(
 
 class _Softmax(NamedTuple):
     bins: Bins  # log-probabilities of the kept tokens, and of all others together
-    log_total_N: torch.Tensor  # the logarithm of the softmax's denominator
-    others_N: torch.Tensor  # sum of what lies in the logits' place; 1 where there is nothing
+    log_total_N: torch.Tensor  # log of the softmax's denominator
+    others_N: torch.Tensor  # sum of what has overwritten the logits; 1 where that is nothing
 
 
 def _exp_of_others_(logits_NV: torch.Tensor, kept: tuple[torch.Tensor, torch.Tensor]) -> _Softmax:
-    """The logits give way to exp(logit - the others' greatest), 0 at kept tokens: the others' sum is right however small."""
+    """Overwrites the logits with exp(logit - the greatest logit of a token not kept), and with 0 at kept tokens.
+
+    The sum over the other tokens is thus exact, however small it is.
+    """
     rows_M, kept_M = kept[0], logits_NV[kept]
     logits_NV.index_put_(kept, logits_NV.new_tensor(-torch.inf))
     greatest_N = logits_NV.amax(1).clamp_min(torch.finfo(logits_NV.dtype).min)  # -inf where all are kept
@@ -178,7 +172,7 @@ def _exp_of_others_(logits_NV: torch.Tensor, kept: tuple[torch.Tensor, torch.Ten
     top_N = greatest_N.scatter_reduce(0, rows_M, kept_M, "amax")
     total_N = (sum_N * (greatest_N - top_N).exp()).index_add(0, rows_M, (kept_M - top_N[rows_M]).exp())
     log_total_N = top_N + total_N.log()
-    rest_N = (greatest_N + sum_N.log() - log_total_N).clamp_min(NOTHING)
+    rest_N = (greatest_N + sum_N.log() - log_total_N).clamp_min(LOG_ZERO)
     return _Softmax(Bins(kept_M - log_total_N[rows_M], rest_N), log_total_N, sum_N.clamp_min(1))
 
 
@@ -189,11 +183,11 @@ def _distil(
     spread_N: torch.Tensor | None,
     spread_V: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Bins, torch.Tensor]:
-    """The divergence, and its gradient: at the kept tokens, of all others' sum, and along `spread_V`.
+    """Returns the divergence and its gradient: at the kept tokens, of all other tokens together, and along `spread_V`.
 
-    With f_i its derivatives in log q_i at the kept tokens, f in log q_rest, and F the sum of them all, the gradient is
-    f_i - q_i F at a kept token and f - q_rest F for the others together, which is shared out as q is. Where the tail is
-    spread, f is the derivative in log q @ spread_V: then it is laid over all tokens as spread_V is.
+    f_i is its derivative in log q_i at a kept token, f that in log q_rest, and F the sum of them all. The gradient is
+    f_i - q_i F at a kept token, and f - q_rest F for the other tokens together, in proportion to q. Where the tail is
+    spread, f is the derivative in log q @ spread_V, and is distributed over all tokens in proportion to spread_V.
     """
     student = softmax.bins
     total: float | torch.Tensor = 1.0

@@ -1,4 +1,9 @@
-"""One language's training data from shards: filtered with nothing dropped unsaid, shuffled, resumable at any batch."""
+"""Reads one language's training data from shards: filtered, shuffled, resumable at any batch.
+
+Every utterance that is dropped is listed with its reason.
+"""
+
+# Shapes: V vocabulary.
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +15,7 @@ from cache.resume import differences
 from cache.shards import ShardReader
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
-from stages.train_student.batches import Batch, Collate, Row, read_batches
+from stages.train_student.batches import Batch, Collate, EpochPart, Row, read_batches
 from stages.train_student.filters import check_filters, reasons_to_leave_out
 from stages.train_student.settings import TrainSettings
 
@@ -18,7 +23,8 @@ from stages.train_student.settings import TrainSettings
 class TrainingData:
     """The utterances of one split, with the teacher's side-car shards or without.
 
-    left_out: what cannot be trained on, and why. Raises PipelineError where the two do not belong together.
+    left_out: the utterances that cannot be trained on, with the reason.
+    Raises PipelineError where the teacher's shards do not belong to the utterances or to the student.
     """
 
     def __init__(
@@ -32,7 +38,7 @@ class TrainingData:
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
         self.student, self.prompt = student, prompt_ids(student, language)
         self.collate = Collate(student, settings)
-        self.tail_V: torch.Tensor | None = None  # the teacher's mean tail
+        self.tail_V: torch.Tensor | None = None  # the mean of the teacher's tails
         self.pseudo = teacher is not None and teacher.provenance.get("targets") == "pseudo"
         if teacher is not None:
             self._check_teacher(teacher)
@@ -69,7 +75,7 @@ class TrainingData:
             )
 
     def _index(self, shard: int) -> dict[int, str]:
-        """row -> group of the utterances that can be trained on."""
+        """Returns row -> group of the shard's utterances that can be trained on, and lists the others in `left_out`."""
         rows = self.utterances.read(shard, only=("id", "text", "seconds", "group"))
         reasons: dict[str, tuple[str, str]] = {}
         if self.teacher is not None:
@@ -99,12 +105,12 @@ class TrainingData:
     def batches(
         self, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch | None]:
-        """See `read_batches`."""
+        """Yields the batches of an epoch: see `read_batches`."""
         rows = [len(rows) for rows in self.kept]
-        return read_batches(self.load, rows, self.collate, batch_size, seed, epoch, start, rank, world)
+        return read_batches(self.load, rows, self.collate, batch_size, EpochPart(seed, epoch, start, rank, world))
 
     def load(self, shard: int) -> list[Row]:
-        """The kept rows of a shard, with the teacher's fields where there is one."""
+        """Returns the kept rows of a shard, with the teacher's fields where there is a teacher."""
         rows = self.utterances.read(shard)
         scored = self.teacher.read(shard) if self.teacher is not None else None
         common = {"language": self.language, "prompt": self.prompt}
@@ -130,7 +136,7 @@ class TrainingData:
 
 
 def _choose_groups(shards: list[dict[int, str]], fraction: float) -> set[str]:
-    """Whole groups, in an order that depends on their names alone, until they hold `fraction` of the utterances."""
+    """Chooses whole groups until they hold `fraction` of the utterances. Their order depends on their names only."""
     sizes: dict[str, int] = {}
     for shard in shards:
         for group in shard.values():

@@ -1,4 +1,4 @@
-"""Which utterances are trained on, going by what the teacher's shards say of them."""
+"""Filters utterances by what the teacher's shards say of them."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def check_filters(teacher: ShardReader, settings: TrainSettings) -> None:
 
 
 def reasons_to_leave_out(teacher: ShardReader, shard: int, settings: TrainSettings) -> dict[str, tuple[str, str]]:
-    """id -> (reason, detail) of what the teacher did not score, and of what the settings filter."""
+    """Returns id -> (reason, detail) of utterances that the teacher did not score, or that the settings filter out."""
     reasons = {row["id"]: (row["reason"], row["detail"]) for row in teacher.shards[shard].get("left_out", [])}
     pseudo = teacher.provenance["targets"] == "pseudo"
     for row in teacher.read(shard, only=COLUMNS):

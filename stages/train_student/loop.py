@@ -1,4 +1,6 @@
-"""The training loop: reads top to bottom, and can be stopped and resumed at any step."""
+"""The training loop. It can be stopped and resumed at any step."""
+
+# Shapes: B rows, T decoder positions, D width of the decoder.
 
 import json
 import math
@@ -9,15 +11,16 @@ import torch
 
 from cache import files
 from cache.errors import PipelineError
+from cache.progress import Progress
 from cache.storage import AnyPath
 from stages.shared.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.batches import Batch
-from stages.train_student.chunked_loss import Objective, projection_loss
+from stages.train_student.chunked_loss import projection_loss
 from stages.train_student.data import TrainingData
-from stages.train_student.losses import gate_sum
+from stages.train_student.losses import Objective, gate_sum
 from stages.train_student.mixture import Mixture
-from stages.train_student.processes import ALONE, Processes
+from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -25,11 +28,11 @@ CURVE = "curve.jsonl"
 Losses = dict[str, float]
 
 
-class Run:
-    """One training run. `total_steps` optimizer steps of `accumulate` batches each, on every one of `processes`.
+class TrainingLoop:
+    """Takes `total_steps` optimizer steps of `accumulate` batches each, on every one of `processes`.
 
     validate: returns {"wer": ..., "cer": ...} of the model as it is, and any other rate for the curve.
-    save_best: called whenever the WER is the lowest yet.
+    save_best: is called whenever the WER is the lowest yet.
     """
 
     def __init__(
@@ -37,30 +40,29 @@ class Run:
         trainee: Trainee,
         data: TrainingData | Mixture,
         settings: TrainSettings,
-        learning_rate: float,
         dtype: torch.dtype,
         folder: AnyPath,
         validate: Callable[[], dict[str, float]],
         save_best: Callable[[checkpoint.Position], None],
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ):
         self.trainee, self.data, self.settings, self.dtype, self.folder = trainee, data, settings, dtype, folder
-        self.validate, self.save_best, self.learning_rate = validate, save_best, learning_rate
+        self.validate, self.save_best, self.objective = validate, save_best, Objective.of(settings)
         self.device = next(iter(trainee.parameters.values())).device
         self.processes = processes
         self.steps_per_epoch = math.ceil(len(data) / (settings.batch_size * settings.accumulate * processes.count))
         self.total_steps = settings.max_steps or max(1, round(settings.epochs * self.steps_per_epoch))
-        # fused: one pass over the weights, on the CPU too
+        # fused: one pass over the weights, also on a CPU
         self.optimizer = torch.optim.AdamW(
             list(trainee.parameters.values()),
-            learning_rate,
+            trainee.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
         )
 
-    def train(self, progress: Callable[[int, int, Losses], None]) -> checkpoint.Position:
-        """Trains to the end; progress is called with steps done, steps in all, and the step's losses."""
+    def train(self, progress: Progress[Losses]) -> checkpoint.Position:
+        """Trains to the end. progress: is called with steps done, steps in all, and the losses of the step."""
         torch.manual_seed(self.settings.seed + self.processes.rank)
         position = checkpoint.load(self.folder, self.trainee, self.optimizer, self.processes)
         self._check_folder(position.step)
@@ -87,7 +89,7 @@ class Run:
             )
 
     def _steps(self, start: int) -> Iterator[list[Batch | None]]:
-        """The batches of each optimizer step from step number `start` on; None where only other processes have one."""
+        """Yields the batches of each optimizer step from number `start` on; None stands for one that only others have."""
         accumulate, size, here = self.settings.accumulate, self.settings.batch_size, self.processes
         for step in range(start, self.total_steps):
             epoch, within = divmod(step, self.steps_per_epoch)
@@ -96,10 +98,10 @@ class Run:
             yield [batch for _, batch in zip(range(accumulate), batches, strict=False)]
 
     def _step(self, batches: Sequence[Batch | None], step: int) -> Losses:
-        """One optimizer step. Losses are summed over all its positions, on all processes, and divided once by their number."""
+        """Takes one optimizer step. Losses are summed over its positions on all processes, and divided once by their number."""
         share = step / self.total_steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * _schedule(step, self.total_steps, self.settings.warmup)
+            group["lr"] = self.trainee.learning_rate * _schedule(step, self.total_steps, self.settings.warmup)
         self.trainee.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         own = [batch for batch in batches if batch is not None]
@@ -116,20 +118,16 @@ class Run:
             raise self._not_finite("gradient", step, own)
         self.optimizer.step()
         losses = dict(zip(parts, self.processes.sum(list(parts.values())), strict=True))
-        return {"loss": self._weighted(losses), **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        total = self.objective.total(*(losses.get(name, 0.0) for name in ("ce", "kd", "gate")))
+        return {"loss": total, **losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def _parts(self) -> list[str]:
-        """What the loss is made of, and the mean gate."""
+        """Names what the loss is made of, and the mean gate."""
         distilled = ["kd"] if self.data.tail_V is not None else []
         return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.student else [])]
 
-    def _weighted(self, parts: Losses) -> float:
-        """w_ce L_CE + w_gate L_gate + w_kd L_KD"""
-        weights = {"ce": self.settings.ce_weight, "kd": self.settings.kd_weight, "gate": self.settings.gate_weight}
-        return sum(weight * parts[name] for name, weight in weights.items() if name in parts)
-
     def _sum_gradients(self, parts: Losses, step: int, batches: list[Batch]) -> None:
-        """Over all processes; all of them end where one has something that is not finite, before it reaches the others."""
+        """Sums gradients over all processes. All end where one has a value that is not finite, before it reaches the others."""
         error = None if all(map(math.isfinite, parts.values())) else self._not_finite("loss", step, batches)
         if self.processes.count > 1 and error is None:
             gradients = [p.grad for p in self.trainee.parameters.values() if p.grad is not None]
@@ -139,20 +137,19 @@ class Run:
         self.processes.sum_gradients(self.trainee.parameters.values())
 
     def _loss(self, batch: Batch | None, positions: int, noise: float) -> tuple[torch.Tensor, Losses]:
-        """This batch's share of the step's loss, w_ce L_CE + w_gate L_gate + w_kd L_KD, and its parts."""
-        settings = self.settings
+        """Returns this batch's share of the step's loss, and its parts. positions: all target positions of the step."""
         if batch is None:
             self._gate_mean({}, None)
             return torch.zeros(()), {}
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast, self.trainee.route(noise, batch.languages) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
-            # padding is left behind here: only real target positions reach the projection and the losses
+            # padding is dropped here: only real target positions reach the projection and the losses
             sums = projection_loss(
                 hidden_BTD[batch.positions],
                 self.trainee.whisper.model.proj_out.weight,
                 batch.targets.to(self.device),
-                self._objective(),
+                self.objective,
                 batch.teacher and batch.teacher.to(self.device),
                 None if self.data.tail_V is None else self.data.tail_V.to(self.device),
             )
@@ -161,23 +158,19 @@ class Run:
             parts["kd"] = sums.divergence / positions
         if self.trainee.student:
             mean, targets = self._gate_mean(routing.gates, batch)
-            gate, share = (mean - settings.gate_budget).abs(), targets / positions
-            loss = loss + share * settings.gate_weight * gate
-            own = len(batch.targets) / positions  # each process counts what is the same on all of them by its targets
+            gate = self.objective.gate_loss(mean)
+            loss = loss + self.objective.weighted_gate(gate, targets / positions)
+            own = (
+                len(batch.targets) / positions
+            )  # the mean is the same on all processes: each counts it by its own targets
             parts |= {"gate": own * gate, "gate_mean": own * mean}
-        # to the host all at once
+        # one transfer to the host for all parts
         return loss, dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
 
-    def _objective(self) -> Objective:
-        chosen = self.settings
-        return Objective(
-            chosen.label_smoothing, chosen.ce_weight, chosen.kd_weight, chosen.kd_divergence, chosen.kd_tail
-        )
-
     def _gate_mean(self, gates: dict[str, list[torch.Tensor]], batch: Batch | None) -> tuple[torch.Tensor, int]:
-        """Over this batch's positions on all processes, differentiable in this one's; and its targets' number.
+        """Returns the mean gate over this batch's positions on all processes, and the number of its targets on all.
 
-        A process without a batch takes part in the sum.
+        It is differentiable in this process' gates. A process without a batch takes part in the sum.
         """
         if self.trainee.student is None:
             return torch.zeros(()), 0
@@ -191,7 +184,7 @@ class Run:
         targets = len(batch.targets)
         if self.processes.count > 1:
             other_total, other_count, other_targets = self.processes.others([total.item(), int(count), targets])
-            # one that is not finite ends the run with this step: the process that had it names its utterances
+            # a sum that is not finite ends the run with this step: its own process names the utterances
             total = total + (other_total if math.isfinite(other_total) else 0.0)
             count, targets = count + round(other_count), targets + round(other_targets)
         return total / count, targets
@@ -224,7 +217,7 @@ class Run:
             files.append_text(self.folder / CURVE, json.dumps(row) + "\n")
 
     def _cut_curve(self, step: int) -> None:
-        """Rows beyond the checkpoint come again, and so does one that a full disk cut short."""
+        """Removes the curve's rows after the checkpoint, and a row that a full disk cut short: they are written again."""
         path = self.folder / CURVE
         if path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -233,7 +226,7 @@ class Run:
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then linear decay to nothing."""
+    """Returns the share of the learning rate: it rises linearly during warm-up, then falls linearly to 0."""
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / rising

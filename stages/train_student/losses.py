@@ -1,20 +1,70 @@
-"""Losses over the N real target positions of a batch, as sums: whoever calls divides once, by all positions of a step."""
+"""The losses. With chunked_loss.py, which computes them from the decoder's output, this is all of the objective.
+
+All functions return sums over the N real target positions of a batch. The caller divides once, by the target positions
+of the optimizer step.
+"""
+
+# Shapes: N target positions, M kept tokens of the teacher at all N together, V vocabulary; of gates B rows, T positions.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
+from stages.train_student.settings import TrainSettings
+
 Divergence = Literal["js", "kl"]
 Tail = Literal["bucket", "spread", "renormalise"]
+Loss = TypeVar("Loss", float, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: w_ce L_CE + w_kd L_KD + w_gate L_gate."""
+
+    label_smoothing: float = 0.0
+    ce_weight: float = 1.0
+    kd_weight: float = 0.0
+    divergence: Divergence = "js"
+    tail: Tail = "bucket"
+    gate_weight: float = 0.0
+    gate_budget: float = 0.5
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "Objective":
+        return cls(
+            label_smoothing=settings.label_smoothing,
+            ce_weight=settings.ce_weight,
+            kd_weight=settings.kd_weight,
+            divergence=settings.kd_divergence,
+            tail=settings.kd_tail,
+            gate_weight=settings.gate_weight,
+            gate_budget=settings.gate_budget,
+        )
+
+    def of_tokens(self, cross_entropy: Loss, divergence: Loss) -> Loss:
+        """Returns w_ce L_CE + w_kd L_KD."""
+        return self.ce_weight * cross_entropy + self.kd_weight * divergence
+
+    def total(self, cross_entropy: float, divergence: float, gate: float) -> float:
+        """Returns w_ce L_CE + w_kd L_KD + w_gate L_gate."""
+        return self.of_tokens(cross_entropy, divergence) + self.gate_weight * gate
+
+    def gate_loss(self, mean: torch.Tensor) -> torch.Tensor:
+        """Returns L_gate = |mean gate - budget|."""
+        return (mean - self.gate_budget).abs()
+
+    def weighted_gate(self, loss: torch.Tensor, share: float) -> torch.Tensor:
+        """Returns w_gate L_gate of a batch that makes up `share` of its optimizer step."""
+        return share * self.gate_weight * loss
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher at N positions: M kept tokens in all, and at each position the mass of all others."""
+    """The teacher's distribution at N positions: M kept tokens in all, and at each position the mass of all others."""
 
-    positions: torch.Tensor  # (M,) int64: which of the N, ascending
+    positions: torch.Tensor  # (M,) int64: the position of each kept token, ascending
     ids: torch.Tensor  # (M,) int64
     log_probs: torch.Tensor  # (M,) float32
     tail_log_probs: torch.Tensor  # (N,) float32
@@ -24,23 +74,23 @@ class TeacherTargets:
 
 
 class Bins(NamedTuple):
-    """Log-probabilities of the kept tokens, and of all others together."""
+    """Log-probabilities of the kept tokens, and of all other tokens together."""
 
     kept_M: torch.Tensor
     tail_N: torch.Tensor
 
 
 def teacher_bins(teacher: TeacherTargets, tail: Tail = "bucket") -> Bins:
-    """Scaled to sum to one, which rounding leaves them a little off; `renormalise`: over the kept tokens alone."""
+    """Returns the teacher's bins, scaled to sum to one: stored values are rounded. `renormalise` drops the tail first."""
     tail_N = torch.full_like(teacher.tail_log_probs, -torch.inf) if tail == "renormalise" else teacher.tail_log_probs
     total_N = tail_N.exp().index_add(0, teacher.positions, teacher.log_probs.exp()).log()
     return Bins(teacher.log_probs - total_N[teacher.positions], tail_N - total_N)
 
 
 def jensen_shannon_sum(teacher: Bins, student: Bins) -> torch.Tensor:
-    """Sum over positions of JS(p, q) = (KL(p|m) + KL(q|m)) / 2 with m = (p + q) / 2, in nats (paper, equation 5).
+    """Returns the sum over positions of JS(p, q) = (KL(p|m) + KL(q|m)) / 2 with m = (p + q) / 2, in nats (paper, equation 5).
 
-    Bins merge tokens, so the value never exceeds that over the full vocabulary.
+    Bins merge tokens, so that the value never exceeds the one over the full vocabulary.
     """
     total = student.tail_N.new_zeros(())
     for log_p, log_q in zip(teacher, student, strict=True):
@@ -51,7 +101,7 @@ def jensen_shannon_sum(teacher: Bins, student: Bins) -> torch.Tensor:
 
 
 def forward_kl_sum(teacher: Bins, student: Bins) -> torch.Tensor:
-    """Sum over positions of KL(p|q), p the teacher, in nats."""
+    """Returns the sum over positions of KL(p|q) in nats; p is the teacher."""
     terms = [
         (torch.xlogy(log_p.exp(), log_p.exp()) - log_p.exp() * log_q).sum()
         for log_p, log_q in zip(teacher, student, strict=True)
@@ -60,10 +110,11 @@ def forward_kl_sum(teacher: Bins, student: Bins) -> torch.Tensor:
 
 
 def spread_kl_sum(teacher: Bins, kept: TeacherTargets, student: Bins, tail_V: torch.Tensor) -> torch.Tensor:
-    """Sum over positions of KL(p|q) over the full vocabulary, p's tail mass laid over `tail_V` outside the kept tokens.
+    """Returns the sum over positions of KL(p|q) over the full vocabulary.
 
-    tail_V: what the teacher's tail is on average, summing to one. student.tail_N: log q @ tail_V, over all tokens: from
-    that one product the kept tokens' share is taken.
+    The teacher's tail mass is spread over the tokens that it did not keep, in proportion to `tail_V`.
+    tail_V: the mean of the teacher's tails, summing to one. student.tail_N: log q @ tail_V over all tokens; the kept
+    tokens' part is subtracted here.
     """
     weight_M, student_M = tail_V[kept.ids], student.kept_M
 
@@ -81,7 +132,7 @@ def spread_kl_sum(teacher: Bins, kept: TeacherTargets, student: Bins, tail_V: to
 def divergence_sum(
     name: Divergence, tail: Tail, teacher: TeacherTargets, student: Bins, tail_V: torch.Tensor | None
 ) -> torch.Tensor:
-    """The distillation loss, summed over positions; tail_V (the cache's mean tail) for `spread` alone."""
+    """Returns the distillation loss, summed over positions. tail_V: the cache's mean tail; only `spread` needs it."""
     bins = teacher_bins(teacher, tail)
     if tail == "spread":
         assert tail_V is not None and name == "kl"
@@ -95,7 +146,7 @@ DIVERGENCES = {"js": jensen_shannon_sum, "kl": forward_kl_sum}
 def gate_sum(
     gates: dict[str, list[torch.Tensor]], encoder_BT: torch.Tensor, decoder_BT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gates' sum over all layers and real positions, and their number; the masks (B, T) are true where one is real."""
+    """Returns the sum of the gates over all layers and real positions, and their number. Masks (B, T) are true at real ones."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
     parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()

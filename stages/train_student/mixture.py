@@ -1,15 +1,17 @@
-"""Several languages' training data as one: every batch is drawn from all of them."""
+"""Mixes the training data of several languages: every batch is drawn from all of them."""
+
+# Shapes: V vocabulary.
 
 from collections.abc import Iterator
 
 import torch
 
-from stages.train_student.batches import Batch, Row, read_batches
+from stages.train_student.batches import Batch, EpochPart, Row, read_batches
 from stages.train_student.data import TrainingData
 
 
 class Mixture:
-    """Shuffled over all utterances of all `parts`, as if their shards lay in one folder."""
+    """Shuffles over all utterances of all `parts`, as if their shards lay in one folder."""
 
     def __init__(self, parts: list[TrainingData]):
         self.parts = parts
@@ -24,9 +26,11 @@ class Mixture:
     def batches(
         self, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch | None]:
-        """See `read_batches`."""
+        """Yields the batches of an epoch: see `read_batches`."""
         rows = [len(part.kept[shard]) for part, shard in self.shards]
-        return read_batches(self._load, rows, self.parts[0].collate, batch_size, seed, epoch, start, rank, world)
+        return read_batches(
+            self._load, rows, self.parts[0].collate, batch_size, EpochPart(seed, epoch, start, rank, world)
+        )
 
     def _load(self, number: int) -> list[Row]:
         part, shard = self.shards[number]
@@ -34,6 +38,6 @@ class Mixture:
 
 
 def _mean_tail(parts: list[TrainingData]) -> torch.Tensor | None:
-    """(V,): the caches' mean tails, weighed by their utterances."""
+    """Returns (V,): the mean of the caches' tails, weighted by utterances."""
     tails = [len(part) * part.tail_V for part in parts if part.tail_V is not None]
     return torch.stack(tails).sum(0) / sum(map(len, parts)) if tails else None

@@ -1,4 +1,4 @@
-"""The processes that train together, one on each device; a run on one device is one process."""
+"""The processes that train together, one on each device. A run on one device is a single process."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ BUCKET = 1 << 24  # numbers that are summed over the processes at once: 64 MB in
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`. Each of them must come to each of the sums below, in the same order."""
+    """This process among `count`. The methods are collective: every process must call them, in the same order."""
 
     rank: int = 0
     count: int = 1
@@ -29,11 +29,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Each value's sum over all processes."""
+        """Returns the sum of each value over all processes."""
         if self.count == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -41,13 +41,13 @@ class Processes:
         return total.tolist()
 
     def others(self, values: list[float]) -> list[float]:
-        """Each value's sum over the other processes; 0 where there are none."""
+        """Returns the sum of each value over the other processes; 0 where there are none."""
         return [total - own for total, own in zip(self.sum(values), values, strict=True)]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Puts each gradient's sum over all processes in its place.
+        """Replaces each gradient by its sum over all processes.
 
-        Where only some have one, the others' counts as zero; where none has, there is none.
+        A process without a gradient counts as zero. Where no process has one, there is none.
         """
         if self.count == 1:
             return
@@ -65,7 +65,7 @@ class Processes:
                 gradient.copy_(part.view_as(gradient))
 
     def stack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(count, ...): the tensor of each process, all of one shape."""
+        """Returns the tensors of all processes as (count, ...). They must have one shape."""
         if self.count == 1:
             return tensor.unsqueeze(0)
         gathered = [torch.empty_like(tensor, device=self.device) for _ in range(self.count)]
@@ -74,7 +74,7 @@ class Processes:
         return torch.stack(gathered).cpu()
 
     def agree(self, error: Exception | None) -> None:
-        """Ends all processes where one has an error: each raises the first one's message."""
+        """Raises on all processes where one has an error: its own error, or the message of the first process with one."""
         if self.count == 1:
             if error is not None:
                 raise error
@@ -88,7 +88,7 @@ class Processes:
             raise PipelineError(f"process {rank} of {self.count}: {message}")
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Called on the main process alone; all have its result, or its error."""
+        """Calls `function` on the main process only. Returns its result, or raises its error, on all processes."""
         if self.count == 1:
             return function()
         result: list[Any] = [None]
@@ -103,9 +103,9 @@ class Processes:
         return result[0]
 
     def agreed(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; an error that one process has in making one ends all of them.
+        """Iterates over `items`. If producing one fails on one process, all processes raise the error instead of waiting.
 
-        All must have the same number of items.
+        All processes must have the same number of items.
         """
         iterator, item = iter(items), None
         while item is not _END:
@@ -123,7 +123,7 @@ class Processes:
             distributed.all_reduce(tensor)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _peers(processes: Processes) -> Iterator[None]:
 
 
 def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Of one dtype each, and of BUCKET numbers where one gradient does not hold more."""
+    """Groups gradients of one dtype, up to BUCKET numbers each; a larger gradient is a group of its own."""
     bucket: list[torch.Tensor] = []
     for gradient in sorted(gradients, key=lambda one: str(one.dtype)):
         size = sum(one.numel() for one in bucket) + gradient.numel()
@@ -150,9 +150,9 @@ def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 def join_processes(device: torch.device) -> Processes:
-    """As `accelerate launch` (or torchrun) started them: found in the environment; without either, one process on `device`.
+    """Joins the processes that `accelerate launch` or torchrun started, as the environment tells; else a single process.
 
-    Several processes take one accelerator each, or share the machine's cores.
+    Several processes take one accelerator each, or share the machine's cores. device: for a single process.
     """
     if get_int_from_env(COUNTS, 1) == 1:
         return Processes(device=device)
@@ -164,6 +164,6 @@ def join_processes(device: torch.device) -> Processes:
 
 
 def leave_processes() -> None:
-    """At the end of a run of several processes: without it the process group warns of its own end."""
+    """Ends the process group after a run of several processes. Without this call it warns as the program ends."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

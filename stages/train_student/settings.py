@@ -2,22 +2,19 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Method = Literal["clsr", "clsr-kd", "lora", "full"]
-METHODS: tuple[Method, ...] = ("clsr", "clsr-kd", "lora", "full")
-LEARNING_RATES = {"clsr": 1e-4, "clsr-kd": 1e-4, "lora": 1e-4, "full": 1e-5}
+from stages.shared.methods import learning_rates
+from stages.shared.settings import Settings
 
 
-class TrainSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TrainSettings(Settings):
     epochs: float = Field(10, gt=0, description="passes over the training utterances; fractions are fine")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, by whole groups")
+    train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, in whole groups")
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(2, ge=1, description="batches per optimizer step")
-    learning_rate: float | None = Field(None, gt=0, description="null: 1e-4 for experts and LoRA, 1e-5 for method full")
+    learning_rate: float | None = Field(None, gt=0, description=f"null: the method's own, {learning_rates()}")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
@@ -28,31 +25,37 @@ class TrainSettings(BaseModel):
     kd_divergence: Literal["js", "kl"] = "js"
     kd_tail: Literal["bucket", "spread", "renormalise"] = Field(
         "bucket",
-        description="the teacher's mass outside its kept tokens: one bin on both sides; for kl also laid over the cache's "
-        "mean tail; or left out, which is biased and for comparison only",
+        description="what becomes of the teacher's mass outside its kept tokens: bucket compares it as one bin; spread (kl "
+        "only) distributes it like the cache's mean tail; renormalise drops it, which is biased and for comparison only",
     )
     max_teacher_wer: float | None = Field(
-        None, ge=0, description="leave out what the teacher itself hears with more word errors per word (clsr-kd)"
+        None,
+        ge=0,
+        description="leave out utterances that the teacher itself transcribes with more word errors per word",
     )
     min_mean_log_prob: float | None = Field(
-        None, le=0, description="leave out targets to which the teacher gives less per token, natural log (clsr-kd)"
+        None,
+        le=0,
+        description="leave out targets whose mean log-probability per token by the teacher is less (natural log)",
     )
     max_compression_ratio: float | None = Field(
-        2.4, gt=0, description="leave out pseudo targets that repeat themselves more, as Whisper does (clsr-kd)"
+        2.4,
+        gt=0,
+        description="leave out pseudo targets with a higher compression ratio: they repeat themselves",
     )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)
     gate_positions: Literal["real", "all"] = Field(
         "real",
-        description="whose gates the budget counts; all: padding, too, of the window and of the longest transcript",
+        description="which gates the budget counts; all: also those of padding, in the window and after the transcript",
     )
-    gate_dropout: float = Field(0.1, ge=0, lt=1, description="on the gates' input")
-    gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; it rises linearly from 0")
+    gate_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the gates' input")
+    gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; alpha rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
     expert_dropout: float = Field(0.3, ge=0, lt=1)
     lora_rank: int = Field(64, ge=1)
-    lora_alpha: float = Field(64, gt=0, description="the adapters' product is scaled by lora_alpha / lora_rank")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="on the adapters' input")
+    lora_alpha: float = Field(64, gt=0, description="scales an adapter's product: lora_alpha / lora_rank")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
     validate_every: int | None = Field(None, ge=1, description="steps; null: at the end of each epoch")
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")
@@ -64,10 +67,10 @@ class TrainSettings(BaseModel):
     mask_feature_length: int = Field(10, ge=1, description="mel bins")
     gradient_checkpointing: bool = Field(
         False,
-        description="keep the layers' inputs alone and compute them again for the gradient: less memory, more time",
+        description="keep only the inputs of the layers, and compute the layers again for the gradient: less memory, more time",
     )
     seed: int = Field(0, ge=0)
-    verify: bool = Field(False, description="before training check the hash of every shard, not its size alone")
+    verify: bool = Field(False, description="before training, check the hash of every shard, and not only its size")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What is trained, by method: experts and gates of a frozen Whisper, low-rank adapters, or all of its weights."""
+"""A model of which a method trains some weights: experts and gates, low-rank adapters, or all of a Whisper."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +12,7 @@ from transformers import WhisperFeatureExtractor
 
 from cache.files import local_folder
 from cache.storage import AnyPath
+from stages.shared.methods import method_named
 from stages.shared.student.experts import write_expert
 from stages.shared.student.lora import add_lora, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
@@ -20,26 +21,30 @@ from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of
 from stages.shared.whisper.weights import write_weights
 from stages.shared.whisper.window import cut_audio_window, restore_audio_window
-from stages.train_student.settings import Method, TrainSettings
+from stages.train_student.settings import TrainSettings
+
+# Shapes: B rows, T decoder positions, D width of the decoder.
 
 
 class Trainee:
-    """A model with the parameters that a method trains, `parameters` by name.
+    """A model with the parameters that a method trains. `parameters` holds them by name.
 
-    languages: one code or several; of the methods with experts each has its own, of the others they share all weights.
+    languages: one code or several. Experts are trained for each language; adapters and whole models for all together.
     """
 
-    def __init__(self, whisper: Whisper, method: Method, languages: str | Sequence[str], settings: TrainSettings):
+    def __init__(self, whisper: Whisper, method: str, languages: str | Sequence[str], settings: TrainSettings):
+        chosen = method_named(method)
         self.whisper = whisper
+        self.learning_rate = settings.learning_rate or chosen.learning_rate
         self.languages = [languages] if isinstance(languages, str) else list(languages)
         self.adapter: PeftModel | None = None
         self.student: DistilWhisperForConditionalGeneration | None = None
         self.parameters: dict[str, nn.Parameter]
-        if method == "lora":
+        if chosen.trains == "adapter":
             self.adapter, self.parameters = add_lora(
                 whisper, settings.lora_rank, settings.lora_alpha, settings.lora_dropout
             )
-        elif method == "full":
+        elif chosen.trains == "all":
             whisper.model.requires_grad_(True)
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
@@ -58,21 +63,21 @@ class Trainee:
         return self.whisper.model
 
     def route(self, noise: float = 0.0, languages: Sequence[str] | None = None) -> AbstractContextManager[Routing]:
-        """languages: of each row of the batch; None where there is one alone."""
+        """Routes each row of a batch to its language's expert. languages: one code a row; None: the only language."""
         if self.student is None:
             return nullcontext(Routing())
         chosen = set(languages or self.languages)
         return self.student.route(chosen.pop() if len(chosen) == 1 else languages, noise)
 
     def hidden(self, features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
-        """The decoder's output (B, T, D), before the projection onto the vocabulary."""
+        """Returns the decoder's output (B, T, D), before the projection onto the vocabulary."""
         outputs = self.whisper.model.model(features, decoder_input_ids=decoder_input_ids, use_cache=False)
         return outputs.last_hidden_state
 
     def save(self, out: AnyPath, folders: dict[str, AnyPath], config: dict[str, Any]) -> None:
-        """Each language's expert into its own of `folders`; what the languages share into `out`.
+        """Writes each language's expert to its own of `folders`, or what the languages share to `out`.
 
-        That is an adapter alone, or a plain Whisper folder in float16 that any Whisper reader takes.
+        Shared are an adapter, or a plain Whisper folder in float16 that any reader of Whisper models takes.
         """
         if self.adapter:
             tokens = {language: token_of(self.whisper.model, language) for language in self.languages}

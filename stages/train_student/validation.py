@@ -1,4 +1,4 @@
-"""The word error rate by which the best weights are chosen."""
+"""Measures the word error rate by which the best weights are chosen."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,10 @@ COUNTS = ("loops", "unended")
 
 
 def validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[Clip]:
-    """The first `most` utterances that fit the window, shortest first."""
+    """Returns the first `most` utterances that fit the window, shortest first.
+
+    Raises PipelineError where there is none.
+    """
     clips: list[Clip] = []
     for shard in range(len(validation.shards)):
         if len(clips) < most:
@@ -31,7 +34,7 @@ def validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[
 
 @dataclass(frozen=True)
 class Validation:
-    """One language's validation clips, and what transcribes them."""
+    """The validation clips of one language, and the transcriber for them."""
 
     language: str
     clips: list[Clip]
@@ -39,9 +42,10 @@ class Validation:
 
 
 def validate_languages(validations: list[Validation], processes: Processes) -> dict[str, float]:
-    """{"wer": ..., "cer": ..., "loops": ..., "unended": ...}: the counts of texts that ended in a loop, or did not end.
+    """Returns {"wer": ..., "cer": ..., "loops": ..., "unended": ...}.
 
-    Of several languages: the mean rates over them, as published, the sums of the counts, and `wer_<language>` of each.
+    loops, unended: the number of texts that ended in a loop, or did not end. For several languages the rates are means
+    over the languages, as published; the counts are sums; and `wer_<language>` is added for each.
     """
     found = {own.language: validate_clips(own.transcribe, own.clips, own.language, processes) for own in validations}
     means = {rate: sum(each[rate] for each in found.values()) / len(found) for rate in ("wer", "cer")}
@@ -51,7 +55,7 @@ def validate_languages(validations: list[Validation], processes: Processes) -> d
 
 
 def validate_clips(transcribe: Transcriber, clips: list[Clip], language: str, processes: Processes) -> dict[str, float]:
-    """Counts and rates over all clips, of which each process decodes its share."""
+    """Returns counts and rates over all clips. Each process decodes its share of them."""
     share = clips[processes.rank :: processes.count]
     rows = []
     for start in range(0, len(share), VALIDATION_BATCH):
@@ -67,7 +71,7 @@ def _row(text: str, got: Transcript, language: str) -> scoring.Row:
 
 
 def _summed(rows: list[scoring.Row], processes: Processes) -> list[scoring.Row]:
-    """One row with all processes' counts in place of this one's own rows."""
+    """Returns one row with the counts of all processes; with a single process, its own rows."""
     if processes.count == 1:
         return rows
     names = [*scoring.score("", "", "en"), *COUNTS]

@@ -38,7 +38,7 @@ from stages.shared.scoring import interval, paired_interval, totals
 from stages.shared.whisper.device import compute_dtype, keep_freed_memory, round_weights
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
-from stages.train_student.loop import Run
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -187,7 +187,7 @@ def _steps(method: str, folder: Path) -> Iterator[None]:
     utterances = ShardReader(params.paths.utterances / LANGUAGE / "train", "utterances")
     teacher = ShardReader(params.paths.teacher / LANGUAGE / "train", "teacher") if method == "clsr-kd" else None
     data = TrainingData(utterances, teacher, whisper, LANGUAGE, settings)
-    run = Run(trainee, data, settings, 1e-5, dtype, folder, dict, print)
+    run = TrainingLoop(trainee, data, settings, dtype, folder, dict, print)
     for number, batches in enumerate(run._steps(0)):
         run._step(batches, number)
         yield

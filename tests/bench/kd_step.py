@@ -32,7 +32,7 @@ from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import Batch, TrainingData
-from stages.train_student.loop import Run
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.losses import gate_sum
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -89,12 +89,12 @@ def _write(whisper: Whisper, shards: list[list[dict]], count: int, folder: Path)
     cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), folder / "utterances", folder / "teacher")
 
 
-def _run(whisper: Whisper, folder: Path, steps: int) -> tuple[Run, list[Batch]]:
+def _run(whisper: Whisper, folder: Path, steps: int) -> tuple[TrainingLoop, list[Batch]]:
     settings = TrainSettings(batch_size=8, accumulate=1, max_steps=1000, dtype="fp32")
     readers = ShardReader(folder / "utterances", "utterances"), ShardReader(folder / "teacher", "teacher")
     data = TrainingData(*readers, whisper, LANGUAGE, settings)
     trainee = Trainee(whisper, "clsr-kd", LANGUAGE, settings)
-    run = Run(trainee, data, settings, 1e-4, torch.float32, folder, dict, print)
+    run = TrainingLoop(trainee, data, settings, torch.float32, folder, dict, print)
     return run, [batch for batch, _ in zip(data.batches(8, seed=0, epoch=0), range(steps), strict=False)]
 
 
@@ -129,7 +129,7 @@ def _steps(step: Callable[[Batch], object], batches: list[Batch]) -> Callable[[]
     return run
 
 
-def _online_step(run: Run, batch: Batch, teacher: WhisperForConditionalGeneration) -> None:
+def _online_step(run: TrainingLoop, batch: Batch, teacher: WhisperForConditionalGeneration) -> None:
     """As the loop's, but for the teacher."""
     settings, count = run.settings, len(batch.targets)
     run.trainee.model.train()

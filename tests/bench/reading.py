@@ -22,7 +22,7 @@ from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.data import TrainingData
-from stages.train_student.loop import Run
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -61,13 +61,13 @@ def _data(whisper: Whisper, shards: list[list[dict]], folder: Path, format: str)
     return TrainingData(*readers, whisper, LANGUAGE, TrainSettings())
 
 
-def _run(whisper: Whisper, data: TrainingData, folder: Path) -> Run:
+def _run(whisper: Whisper, data: TrainingData, folder: Path) -> TrainingLoop:
     settings = TrainSettings(batch_size=8, accumulate=1)
     trainee = Trainee(whisper, "clsr", LANGUAGE, settings)
-    return Run(trainee, data, settings, 1e-4, compute_dtype("auto", CPU), folder, dict, print)
+    return TrainingLoop(trainee, data, settings, compute_dtype("auto", CPU), folder, dict, print)
 
 
-def _training(run: Run, steps: int) -> float:
+def _training(run: TrainingLoop, steps: int) -> float:
     """Utterances per second; the teacher's part of the batches is put aside."""
     batches = [batch for batch, _ in zip(run.data.batches(8, seed=0, epoch=0), range(steps + 1), strict=False)]
     for batch in batches:

@@ -21,8 +21,8 @@ from stages.shared.whisper.targets import decoder_inputs, prompt_ids, target_ids
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
-from stages.train_student.chunked_loss import Objective, logits_to_gradient_
-from stages.train_student.losses import TeacherTargets
+from stages.train_student.chunked_loss import logits_to_gradient_
+from stages.train_student.losses import Objective, TeacherTargets
 
 LANGUAGE = "cs"
 LOSSES = [("js", "bucket"), ("js", "renormalise"), ("kl", "bucket"), ("kl", "spread"), ("kl", "renormalise")]

@@ -23,6 +23,7 @@ from cache_makers import (
     same,
 )
 from sources import ROOT
+from training import train_one
 
 from cache import storage
 from cache.convert import convert
@@ -34,7 +35,6 @@ from cache.shards import ShardReader, ShardWriter, open_shards
 from cache.verify import faults
 from pipeline import cli
 from stages.shared.whisper.models import load_whisper
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
 OTHER = {"parquet": "webdataset", "webdataset": "parquet"}
@@ -550,7 +550,7 @@ def test_train_student_refuses_a_damaged_cache(tiny_whisper, utterances, tmp_pat
 
     def train(**settings):
         chosen = TrainSettings(max_steps=1, batch_size=2, accumulate=1, dtype="fp32", **settings)
-        return train_student(whisper, "clsr", "cs", utterances, None, out, chosen, torch.device("cpu"))
+        return train_one(whisper, "clsr", "cs", utterances, None, out, chosen, torch.device("cpu"))
 
     footer = data.index(b"parquet-cpp")  # the name of the program that wrote it, which no reader looks at
     path.write_bytes(data[:footer] + b"P" + data[footer + 1 :])
@@ -566,7 +566,7 @@ def test_train_student_refuses_a_damaged_cache(tiny_whisper, utterances, tmp_pat
 def test_train_student_takes_verify_from_the_command_line(pipeline, utterances, tiny_whisper, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr("pipeline.commands.train.train_together", lambda *given: seen.append(given[4]) or sys.exit(0))
+    monkeypatch.setattr("pipeline.commands.train.train_on_shards", lambda *given: seen.append(given[4]) or sys.exit(0))
     for flags in ([], ["--verify"]):
         pipeline("train-student", "--lang", "cs", "--method", "clsr", "--student", tiny_whisper, *flags)
     assert [settings.verify for settings in seen] == [False, True]

@@ -18,7 +18,7 @@ def trained_with(monkeypatch: pytest.MonkeyPatch, method: str, *arguments: str, 
     """The settings that a method's training would be given."""
     seen: list[TrainSettings] = []
     monkeypatch.setattr("pipeline.commands.train.joined", lambda params: Processes())
-    monkeypatch.setattr("pipeline.commands.train._train", lambda *given: seen.append(given[5]))
+    monkeypatch.setattr("pipeline.commands.train.run_training", lambda *given: seen.append(given[5]))
     cli.main(
         [*arguments, "train-student", "--lang", "ca", "--method", method, *flags],
         prog_name="pipeline",

@@ -9,10 +9,10 @@ from ruamel.yaml import YAML
 from sources import ROOT
 
 from cache.shards import ShardReader
-from pipeline.params import Params, load_params, train_settings
+from pipeline.params import Params, load_params, method_settings
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
-from stages.train_student.loop import Run
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -23,7 +23,7 @@ def preset() -> Params:
     return load_params(PRESETS / "published.yaml", {})
 
 
-def run_of(settings: TrainSettings, tiny: Path, utterances: Path, teacher: Path) -> Run:
+def run_of(settings: TrainSettings, tiny: Path, utterances: Path, teacher: Path) -> TrainingLoop:
     readers = ShardReader(utterances / "train", "utterances"), ShardReader(teacher, "teacher")
     torch.manual_seed(0)
     trainee = Trainee(load_whisper(str(tiny), 1), "clsr-kd", "cs", settings)
@@ -31,7 +31,7 @@ def run_of(settings: TrainSettings, tiny: Path, utterances: Path, teacher: Path)
         if "gate.outer" in name:
             torch.nn.init.normal_(parameter, std=1.0)
     data = TrainingData(*readers, trainee.whisper, "cs", settings)
-    return Run(trainee, data, settings, 1e-3, torch.float32, utterances, dict, print)
+    return TrainingLoop(trainee, data, settings, torch.float32, utterances, dict, print)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def teacher(utterances: Path, tiny_whisper: Path, tmp_path: Path) -> Path:
     return make_teacher_shards(tmp_path / "teacher", utterances / "train", load_whisper(str(tiny_whisper), 1))
 
 
-def loss_of(run: Run) -> tuple[float, dict[str, float], dict[str, list[torch.Tensor]]]:
+def loss_of(run: TrainingLoop) -> tuple[float, dict[str, float], dict[str, list[torch.Tensor]]]:
     """Of one batch, with its randomness; the gates of the same call."""
     batch = next(iter(run.data.batches(8, 0, 0)))
     gates: dict[str, list[torch.Tensor]] = {}
@@ -79,9 +79,9 @@ def test_the_loss_is_the_scripts_formula(teacher, tiny_whisper, utterances):
 
 def test_without_a_teacher_the_loss_is_not_scaled():
     params = preset()
-    clsr = train_settings(params, params.methods.from_transcripts["clsr"], "clsr")
+    clsr = method_settings(params, "clsr", {})
     assert (clsr.ce_weight, clsr.gate_weight, clsr.gate_positions) == (1.0, 1.0, "all")
-    lora = train_settings(params, params.methods.from_transcripts["lora"], "lora")
+    lora = method_settings(params, "lora", {})
     assert (lora.betas, lora.lora_rank, lora.lora_alpha, lora.lora_dropout) == ((0.9, 0.999), 64, 64, 0.05)
 
 

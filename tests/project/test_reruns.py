@@ -9,13 +9,14 @@ import pytest
 import soundfile
 import torch
 from makers import make_teacher_shards, run
+from training import train_one
 
 from cache.convert import convert
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
 from cache.shards import ShardReader
-from stages.evaluate.run import evaluate
+from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.report.run import write_report
 from stages.shared.student.loading import load_model
@@ -23,7 +24,6 @@ from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def trained(whisper: Whisper, utterances: Path, out: Path, **options) -> Steps:
     steps: Steps = []
     settings = TrainSettings(max_steps=2, batch_size=4, accumulate=1, dtype="fp32", max_validation=1)
     progress = lambda done, total, losses: steps.append(done)  # noqa: E731
-    train_student(whisper, "clsr", "cs", utterances, None, out, settings, CPU, progress=progress, **options)
+    train_one(whisper, "clsr", "cs", utterances, None, out, settings, CPU, progress=progress, **options)
     return steps
 
 
@@ -98,7 +98,7 @@ def test_unfinished_work_of_another_version_is_not_continued(
     settings = TrainSettings(max_steps=2, batch_size=4, accumulate=1, dtype="fp32", max_validation=1)
     with pytest.raises(KilledError):
         if work is trained:
-            train_student(whisper, "clsr", "cs", utterances, None, out, settings, CPU, progress=killed)
+            train_one(whisper, "clsr", "cs", utterances, None, out, settings, CPU, progress=killed)
         else:
             own = TeacherCacheSettings(top_k=8, dtype="fp32")
             shards = utterances / "train"
@@ -119,7 +119,7 @@ def test_unfinished_work_of_another_version_is_not_continued(
 def test_old_rows_never_stand_beside_new_metrics(tiny_whisper: Path, utterances: Path, tmp_path: Path):
     """The rows cannot be written here: then there are no metrics, old ones neither."""
     out = tmp_path / "metrics/base.json"
-    arguments = (utterances / "test", "cs", "base", out, EvaluateSettings(dtype="fp32"), CPU, "base")
+    arguments = (utterances / "test", Subject("cs", "base", "base"), out, EvaluateSettings(dtype="fp32"), CPU)
     evaluate(load_model(str(tiny_whisper), 1), *arguments)
     assert read_json(out)["evaluate_version"] == 1
     rows = out.with_suffix(".utterances.jsonl")
@@ -156,7 +156,7 @@ def test_a_folder_in_use_is_refused_by_every_stage(
 def test_a_report_keeps_nothing_of_systems_that_are_gone(utterances: Path, tiny_whisper: Path, tmp_path: Path):
     out = tmp_path / "metrics/cs/base.json"
     settings = EvaluateSettings(dtype="fp32")
-    evaluate(load_model(str(tiny_whisper), 1), utterances / "test", "cs", "base", out, settings, CPU, "base")
+    evaluate(load_model(str(tiny_whisper), 1), utterances / "test", Subject("cs", "base", "base"), out, settings, CPU)
     for method in ("clsr", "lora"):
         (tmp_path / "models/cs" / method).mkdir(parents=True)
         (tmp_path / "models/cs" / method / "curve.jsonl").write_text('{"step": 1, "loss": 2.0}\n')

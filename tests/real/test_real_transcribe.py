@@ -7,10 +7,11 @@ import torch
 
 from cache.files import read_jsonl
 from cache.shards import ShardReader
-from stages.evaluate.run import evaluate
+from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
+from stages.prepare.corpora.fish_fillets import FishFilletsSettings
 from stages.prepare.run import prepare
-from stages.prepare.settings import FishFilletsSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.device import use_all_cores
@@ -44,7 +45,7 @@ def test_transcribe_says_what_evaluate_measured(expert, tmp_path):
     out = tmp_path / "cs"
     prepare(FishFilletsSettings(corpus="fish-fillets"), PrepareSettings(), "cs", out, max_seconds=30)
     model, settings = load_model(str(expert)), EvaluateSettings(dtype="fp32")
-    metrics = evaluate(model, out / "test", "cs", "clsr", tmp_path / "clsr.json", settings, CPU, str(expert))
+    metrics = evaluate(model, out / "test", Subject("cs", "clsr", str(expert)), tmp_path / "clsr.json", settings, CPU)
     assert all(0.02 < share < 0.98 for share in metrics["gates"].values()), metrics["gates"]
     measured = {row["id"]: row["hypothesis"] for row in read_jsonl(tmp_path / "clsr.utterances.jsonl")}
     reader = ShardReader(out / "test", "utterances")

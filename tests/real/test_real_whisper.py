@@ -9,8 +9,9 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from cache.shards import ShardReader
+from stages.prepare.corpora.fish_fillets import FishFilletsSettings
 from stages.prepare.run import prepare
-from stages.prepare.settings import FishFilletsSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
 from stages.shared.student.model import DistilWhisperForConditionalGeneration

@@ -14,20 +14,22 @@ import numpy as np
 import soundfile
 import torch
 from makers import TEXTS, make_tiny_whisper, make_utterance_shards, speaking
+from training import train_one
 
 from cache.files import read_json, read_jsonl, write_json
 from cache.shards import ShardReader
-from stages.evaluate.run import EVALUATE_VERSION, evaluate
+from stages.evaluate.run import EVALUATE_VERSION, Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.run import PREPARE_VERSION, prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared.audio import decode_flac
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import TEACHER_CACHE_VERSION, cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.train_student.run import TRAIN_VERSION, train_student
+from stages.train_student.run import TRAIN_VERSION
 from stages.train_student.settings import TrainSettings
 
 FILE = Path(__file__).parent / "golden/values.json"
@@ -102,7 +104,7 @@ def _train_student(folder: Path, tiny: Path) -> dict[str, Any]:
         )
         teacher = folder / "teacher" if method == "clsr-kd" else None
         out = folder / "models" / method
-        train_student(load_whisper(str(tiny), 1), method, "cs", folder / "cs", teacher, out, settings, CPU)
+        train_one(load_whisper(str(tiny), 1), method, "cs", folder / "cs", teacher, out, settings, CPU)
         found[method] = [row for row in read_jsonl(out / "curve.jsonl") if "loss" in row]
     return found
 
@@ -110,7 +112,7 @@ def _train_student(folder: Path, tiny: Path) -> dict[str, Any]:
 def _evaluate(folder: Path, tiny: Path) -> dict[str, Any]:
     model = LoadedModel(speaking(load_whisper(str(tiny), 1), listen=20, end=2.5, seed=4), None)
     out = folder / "metrics/base.json"
-    evaluate(model, folder / "cs/test", "cs", "base", out, EvaluateSettings(dtype="fp32"), CPU, "base")
+    evaluate(model, folder / "cs/test", Subject("cs", "base", "base"), out, EvaluateSettings(dtype="fp32"), CPU)
     metrics = {name: value for name, value in read_json(out).items() if name not in ("seconds", "evaluate_version")}
     return {**metrics, "rows": read_jsonl(out.with_suffix(".utterances.jsonl"))}
 

@@ -1,16 +1,20 @@
-"""Common Voice, as its releases come: train.tsv, dev.tsv, test.tsv and clips/, or ss-corpus-LANG.tsv and audios/."""
+"""Common Voice, as released: train.tsv, dev.tsv, test.tsv and clips/, or ss-corpus-LANG.tsv and audios/."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.corpora.tables import TAB, read_table
 from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
-from stages.prepare.settings import CommonVoiceSettings
+from stages.shared.settings import PathOrUrl
 
 FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 VALIDATED = "validated.tsv"  # every utterance that the others are chosen from
@@ -19,6 +23,17 @@ SUBSETS = {None: None, "3k": 3_000, "10k": 10_000, "28k": 28_000}
 COLUMNS = ["client_id", "path", "sentence", "up_votes", "down_votes"]
 SPONTANEOUS_COLUMNS = ["client_id", "audio_file", "transcription", "split"]
 EXPECTED = f"{', '.join(FILES.values())} or {VALIDATED}, and clips/, or {SPONTANEOUS} and audios/"
+
+
+class CommonVoiceSettings(SplitShares):
+    """A Common Voice release as downloaded and extracted, of read sentences or of spontaneous speech."""
+
+    corpus: Literal["common-voice"]
+    # The folder with train.tsv, dev.tsv, test.tsv (or validated.tsv alone) and clips/, or with ss-corpus-LANG.tsv and
+    # audios/; or the one above it.
+    path: PathOrUrl
+    subset: Literal["3k", "10k", "28k"] | None = None  # train utterances, the most up-voted (arXiv 2311.01070)
+    max_validation: int = Field(default=500, ge=1)
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,10 @@ class _Release:
 
 
 def read(settings: CommonVoiceSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
-    """The subsets are those of arXiv 2311.01070: the most up-voted utterances, among equals the least down-voted."""
+    """Reads a release. A subset takes the most up-voted utterances, and among equals the least down-voted (arXiv 2311.01070).
+
+    Raises PipelineError where `path` holds no release, or a table is not as expected.
+    """
     folder = _folder(settings.path, language)
     if _is_scripted(folder):
         release = _scripted(folder, wanted)
@@ -98,7 +116,7 @@ def _scripted(folder: AnyPath, wanted: Collection[str]) -> _Release:
 
 
 def _validated(folder: AnyPath, tables: dict[str, list[dict[str, str]]]) -> tuple[list[dict[str, str]], list[str]]:
-    """What stands in for a training split that the release of a small language lacks, and a note about it."""
+    """Returns validated rows as a training split, which the release of a small language may lack, and a note about it."""
     taken = {row["path"] for rows in tables.values() for row in rows}
     rows = [row for row in _rows(folder / VALIDATED) if row["path"] not in taken]
     if not rows and not taken:
@@ -108,7 +126,7 @@ def _validated(folder: AnyPath, tables: dict[str, list[dict[str, str]]]) -> tupl
 
 
 def _rows(path: AnyPath) -> list[dict[str, str]]:
-    """The table's, none where there is no such file."""
+    """Returns the rows of the table; none where there is no such file."""
     if not path.is_file():
         return []
     table = read_table(path, TAB, COLUMNS)
@@ -117,7 +135,7 @@ def _rows(path: AnyPath) -> list[dict[str, str]]:
             if not (row[column] or "0").isdecimal():
                 raise PipelineError(f"{path}: {column} of {row['path']} is {row[column]!r}, expected a number")
         if not table.quoted:
-            # The releases are written without quoting but with '"' as the escape character, which doubles every quote.
+            # Releases are written without quoting but with '"' as the escape character: every quote is doubled.
             row["sentence"] = row["sentence"].replace('""', '"')
     return table.rows
 

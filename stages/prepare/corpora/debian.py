@@ -1,4 +1,4 @@
-"""Data that comes as Debian packages, fetched and unpacked with apt's own tools, without being root."""
+"""Fetches and unpacks Debian packages with apt's own tools, as any user."""
 
 import os
 import shutil
@@ -11,7 +11,10 @@ from cache.files import TEMPORARY, download_folder
 
 
 def fetch(packages: list[str], name: str) -> list[Path]:
-    """The folder of each package's files, called PACKAGE_VERSION_ARCHITECTURE; downloaded where not there yet."""
+    """Returns the folder of each package's files (PACKAGE_VERSION_ARCHITECTURE), and downloads what is not there yet.
+
+    name: of the folder among the downloads. Raises PipelineError where a package cannot be fetched.
+    """
     folder = download_folder() / name
     missing = [package for package in packages if _unpacked(folder, package) is None]
     if missing:

@@ -7,14 +7,17 @@ remarks that every level shares. Each level is one scene and is kept whole in on
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import debian
+from stages.prepare.corpora.settings import CorpusBase, expand_home
 from stages.prepare.corpora.tables import read_text
-from stages.prepare.items import Corpus, Item, split_by_group, unique_ids
-from stages.prepare.settings import FishFilletsSettings
+from stages.prepare.items import SPLITS, Corpus, Item, split_by_group, unique_ids
 
 LANGUAGES = ("cs", "nl")  # those with recordings
 GAME = Path("usr/share/games/fillets-ng")  # within Debian's packages
@@ -31,7 +34,26 @@ CALL = re.compile(
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-def read(settings: FishFilletsSettings, language: str) -> Corpus:
+def _on_this_machine(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("a URL, expected a folder of this machine: copy it here first")
+    return expand_home(value)
+
+
+class FishFilletsSettings(CorpusBase):
+    """Czech or Dutch lines of the game Fish Fillets NG (GPL-2), from Debian's packages."""
+
+    corpus: Literal["fish-fillets"]
+    path: Annotated[Path | None, BeforeValidator(_on_this_machine)] = (
+        None  # the game's data, extracted; None: fetched with apt-get
+    )
+
+
+def read(settings: FishFilletsSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
+    """Reads the whole game, whatever is `wanted`.
+
+    Raises PipelineError where the game has no recordings in `language`, or its folders are not as expected.
+    """
     if language not in LANGUAGES:
         raise PipelineError(
             f"Fish Fillets has no {language} recordings, only {' and '.join(LANGUAGES)}: choose another corpus"
@@ -53,7 +75,7 @@ def read(settings: FishFilletsSettings, language: str) -> Corpus:
 
 
 def _folders(path: Path | None, language: str) -> tuple[Path, Path, dict[str, object]]:
-    """The game's script folder, its sound folder, and what to say about their origin."""
+    """Returns the script folder, the sound folder, and facts about their origin for the manifest."""
     if path is None:
         scripts, sounds = debian.fetch(["fillets-ng-data", f"fillets-ng-data-{language}"], "fish-fillets")
         facts: dict[str, object] = {"packages": [scripts.name, sounds.name]}
@@ -67,7 +89,7 @@ def _folders(path: Path | None, language: str) -> tuple[Path, Path, dict[str, ob
 
 
 def _recordings(sounds: Path, language: str) -> dict[str, Path]:
-    """By id: LEVEL/KEY, or share/SET/KEY."""
+    """Returns the recordings by id: LEVEL/KEY, or share/SET/KEY."""
     return {f"{_level(sounds, audio)}/{audio.stem}": audio for audio in sorted(sounds.rglob(f"{language}/*.ogg"))}
 
 
@@ -76,7 +98,7 @@ def _level(sounds: Path, audio: Path) -> str:
 
 
 def _lines(scripts: Path, sounds: Path, language: str, recordings: dict[str, Path]) -> Iterator[Item]:
-    """Every line of every dialogue file, recorded or not (a line without a recording is reported as missing)."""
+    """Yields every line of every dialogue file. A line without a recording is reported later as missing."""
     places = sorted({item_id.rpartition("/")[0] for item_id in recordings})
     for file in sorted(scripts.rglob(f"*dialogs_{language}.lua")):
         level = file.parent.relative_to(scripts).as_posix()
@@ -88,7 +110,7 @@ def _lines(scripts: Path, sounds: Path, language: str, recordings: dict[str, Pat
 
 
 def _unwritten(sounds: Path, recordings: dict[str, Path], lines: list[Item]) -> list[Item]:
-    """Recordings to which no line belongs: items without a text, so that they too are reported as left out."""
+    """Returns an item without a text for each recording that no line belongs to: it is reported as left out."""
     written = {item.audio for item in lines}
     return [_item(sounds, audio, "", "") for audio in recordings.values() if audio not in written]
 
@@ -100,7 +122,7 @@ def _item(sounds: Path, audio: Path, speaker: str, text: str) -> Item:
 
 
 def parse_dialogs(lua: str) -> Iterator[tuple[str, str, str]]:
-    """(key, font, text) of each `dialogId` that is followed by a `dialogStr`."""
+    """Yields (key, font, text) of each `dialogId` that is followed by a `dialogStr`."""
     line: tuple[str, str] | None = None
     for call in CALL.finditer(lua):
         if call["name"] == "dialogId":

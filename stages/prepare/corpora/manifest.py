@@ -1,15 +1,17 @@
-"""One's own recordings: a CSV, TSV or JSON lines file with `path` and `text`, and perhaps `speaker`, `split`, `id`."""
+"""Your own recordings: a CSV, TSV or JSON lines file with `path` and `text`, and optionally `speaker`, `split`, `id`."""
 
 import json
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.prepare.corpora.places import Places
+from stages.prepare.corpora.settings import SplitShares, as_file_name
 from stages.prepare.corpora.splits import with_all_splits
 from stages.prepare.corpora.tables import TAB, read_table, read_text, require_columns
-from stages.prepare.items import Corpus, Item, unique_ids
-from stages.prepare.settings import ManifestSettings
+from stages.prepare.items import SPLITS, Corpus, Item, unique_ids
+from stages.shared.settings import PathOrUrl
 
 REQUIRED, OPTIONAL = ["path", "text"], ["speaker", "split", "id"]
 ADVICE = ": name them by --columns path=…,text=… (in the parameters `columns`)"
@@ -19,8 +21,27 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
-def read(settings: ManifestSettings, language: str) -> Corpus:
-    """`language` is not looked at: a manifest is of one language."""
+class ManifestSettings(SplitShares):
+    """A CSV, TSV or JSON lines file with `path` and `text`, and where known `speaker`, `split` and `id`."""
+
+    corpus: Literal["manifest"]
+    path: PathOrUrl
+    columns: dict[Literal["path", "text", "speaker", "split", "id"], str] = {}  # ours: the file's, where it differs
+
+    @property
+    def name(self) -> str:
+        return as_file_name(self.path.stem)
+
+    @classmethod
+    def columns_as(cls, names: dict[str, str]) -> dict[str, Any]:
+        return {"columns": names}
+
+
+def read(settings: ManifestSettings, language: str, wanted: Collection[str] = SPLITS) -> Corpus:
+    """Reads the whole file, whatever is `wanted`. A manifest has one language: `language` is not used.
+
+    Raises PipelineError naming the line or the column that is wrong.
+    """
     rows = _rows(settings)
     if not rows:
         raise PipelineError(f"{settings.path}: no recordings listed, expected one a line")
@@ -33,7 +54,7 @@ def read(settings: ManifestSettings, language: str) -> Corpus:
 
 
 def _rows(settings: ManifestSettings) -> list[dict[str, str]]:
-    """By our names of the columns."""
+    """Returns the rows by our names of the columns."""
     path = settings.path
     names = {name: name for name in REQUIRED + OPTIONAL} | {str(ours): name for ours, name in settings.columns.items()}
     wanted = [names[name] for name in (*REQUIRED, *settings.columns)]
@@ -84,7 +105,7 @@ def _json_object(where: str, line: str) -> dict[str, Any]:
 
 
 def _same_columns(where: str, row: dict, first: dict) -> None:
-    """Every line needs what every manifest needs, and a split where the first line has one."""
+    """Raises PipelineError unless the line has the required columns, and a split where the first line has one."""
     require = [name for name in [*REQUIRED, "split"] if name in first or name in row]
     for name in require:
         if name not in row or name not in first:
@@ -92,7 +113,7 @@ def _same_columns(where: str, row: dict, first: dict) -> None:
 
 
 def _string(where: str, name: str, value: object) -> str:
-    """Speakers and ids may be numbers."""
+    """Returns the value as text. Speakers and ids may be numbers."""
     if name in ("speaker", "id") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
@@ -111,7 +132,7 @@ def _item(places: Places, row: dict[str, str]) -> Item:
 
 
 def _split(path: AnyPath, row: dict[str, str]) -> str:
-    """Ours for the row's own name; training, of which the others are drawn, where the manifest gives none."""
+    """Returns our name of the row's split. Without one it is training, from which the other splits are drawn."""
     if "split" not in row:
         return "train"
     name = SPLIT_NAMES.get(row["split"].strip().lower())

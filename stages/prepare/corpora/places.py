@@ -1,4 +1,4 @@
-"""Where a recording lies whose path was written on another system."""
+"""Finds recordings whose paths were written on another system."""
 
 import unicodedata
 from pathlib import Path
@@ -8,7 +8,7 @@ from cache.storage import AnyPath
 
 
 class Places:
-    """Finds files as a corpus names them, seen from one folder. Each folder is listed once, and only where it must be."""
+    """Finds files by the names in a corpus, relative to one folder. Each folder is listed at most once."""
 
     def __init__(self, folder: AnyPath):
         self.folder = folder
@@ -16,10 +16,10 @@ class Places:
         self._listings: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> AnyPath:
-        """The file called `name`; where there is none of exactly that name, the one that must be meant.
+        """Returns the file called `name`, or the only one whose name differs in form alone.
 
-        That is: with "/" for "\\", with accents composed otherwise (macOS), with the ending in other letters (.WAV). It is
-        `name` itself where there is no such file, or more than one.
+        Such forms are "/" for "\\", accents composed differently (macOS), and the case of the ending (.WAV). Returns the
+        path of `name` itself where there is no such file, or more than one.
         """
         literal = storage.join(self.folder, name)
         if not isinstance(literal, Path) or _exists(literal):
@@ -31,7 +31,7 @@ class Places:
         return found
 
     def notes(self) -> list[str]:
-        """A line about what was found under another name than the corpus has."""
+        """Returns a line about the files that were found under another name than in the corpus."""
         if not self._otherwise:
             return []
         name, found = self._otherwise[0]
@@ -72,7 +72,7 @@ def _exists(path: Path) -> bool:
 
 
 def _there(path: Path) -> bool:
-    """Also a link to nothing."""
+    """Tells whether the name exists, also as a link to nothing."""
     try:
         path.lstat()
     except (OSError, ValueError):  # ValueError: a null character in the name

@@ -1,18 +1,18 @@
-"""Rows of the `datasets` library as items, audio untouched: it decodes only by torchcodec, which need not be there."""
+"""Makes items of the rows of a `datasets` dataset. Audio stays encoded: the library decodes only with torchcodec."""
 
 import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import PipelineError
 from stages.prepare.corpora.places import Places
 from stages.prepare.items import Item, unique_ids
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH = 1_000  # rows looked at together
 
@@ -26,7 +26,7 @@ class Columns:
 
 
 def load(path: str, **options: Any) -> dict[str, Any]:
-    """Split name to Dataset. Raises PipelineError with the library's own reason."""
+    """Returns the Dataset of each split, by name. Raises PipelineError with the library's own reason."""
     import datasets  # takes seconds to import, and most corpora do without
 
     try:
@@ -52,7 +52,11 @@ def _saved_to_disk(path: Path) -> bool:
 
 
 def items(dataset: Any, columns: Columns, source: str, places: Places) -> list[Item]:
-    """source: what stands before the row's number in ids and addresses. places: where relative paths are seen from."""
+    """Makes an item of each row.
+
+    source: is put before the row's number in ids and addresses. places: finds relative paths.
+    Raises PipelineError where a column is missing, or holds no audio.
+    """
     wanted = [name for name in (columns.audio, columns.text, columns.speaker, columns.group) if name is not None]
     missing = [name for name in wanted if name not in dataset.column_names]
     if missing:
@@ -70,7 +74,7 @@ def items(dataset: Any, columns: Columns, source: str, places: Places) -> list[I
 
 
 def _batch_items(
-    stored: Any, batch: pa.Table, columns: Columns, source: str, first: int, places: Places, version: str
+    stored: Any, batch: "pa.Table", columns: Columns, source: str, first: int, places: Places, version: str
 ) -> list[Item]:
     texts = batch.column(columns.text).to_pylist()
     speakers = batch.column(columns.speaker).to_pylist() if columns.speaker else [None] * len(texts)
@@ -89,7 +93,7 @@ def _batch_items(
 
 
 def _version(dataset: Any) -> str:
-    """Changes with any row: the library's own fingerprint, and the files that the rows lie in."""
+    """Returns a hash that changes with any row: of the library's fingerprint, and of the files that hold the rows."""
     found = [Path(entry["filename"]).stat() for entry in dataset.cache_files]
     facts = [dataset._fingerprint, *([stat.st_size, stat.st_mtime_ns] for stat in found)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -99,8 +103,11 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _sizes_and_paths(column: pa.ChunkedArray, where: str) -> tuple[list[int | None], list[str | None]]:
-    """By row, the length of the bytes and the path; only the offsets of the bytes are read."""
+def _sizes_and_paths(column: "pa.ChunkedArray", where: str) -> tuple[list[int | None], list[str | None]]:
+    """Returns for each row the length of its bytes and its path. Only the offsets of the bytes are read."""
+    import pyarrow as pa  # here, since every command imports this module for its corpus' settings
+    import pyarrow.compute as pc
+
     kind: Any = column.type
     nothing: list[Any] = [None] * len(column)
     if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:

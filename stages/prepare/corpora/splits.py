@@ -1,4 +1,4 @@
-"""Test and validation splits for a corpus that has none, and what a corpus' splits share."""
+"""Draws test and validation splits for a corpus that has none, and tells what the splits of a corpus share."""
 
 import unicodedata
 from collections import Counter
@@ -20,10 +20,10 @@ class _Draw:
 
 
 def with_all_splits(corpus: Corpus, shares: dict[str, float]) -> Corpus:
-    """`corpus` with the test and validation splits that it lacks, drawn from training.
+    """Returns `corpus` with the test and validation splits that it lacks, drawn from training.
 
-    shares: by split, the fraction of the training utterances. No sentence is in two drawn splits, and where it costs little
-    no speaker is. It is the same on every machine; with more recordings a few utterances may change their split.
+    shares: by split, the fraction of the training utterances. No sentence is in two drawn splits. No speaker is either,
+    where that costs little. Every machine draws the same; with more recordings a few utterances may change their split.
     """
     splits = {name: items for name, items in corpus.splits.items() if items}
     lacking = {split: share for split, share in shares.items() if share > 0 and split not in splits}
@@ -38,13 +38,13 @@ def with_all_splits(corpus: Corpus, shares: dict[str, float]) -> Corpus:
 
 
 def sentence_key(text: str) -> str:
-    """What makes two sentences one: their letters, marks and digits, whatever their case and punctuation."""
+    """Returns the sentence's letters, marks and digits. Two sentences with the same key count as one."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
 
 
 def shared(splits: dict[str, list[Item]]) -> list[str]:
-    """A line for each two splits that have sentences or speakers in common."""
+    """Returns a line for each two splits that have sentences or speakers in common."""
     usable = {name: [item for item in items if item.excluded is None] for name, items in splits.items()}
     sentences = {name: {sentence_key(item.text) for item in items} - {""} for name, items in usable.items()}
     speakers = {name: {item.speaker for item in items} - {""} for name, items in usable.items()}
@@ -60,7 +60,10 @@ def shared(splits: dict[str, list[Item]]) -> list[str]:
 
 
 def _draw(items: list[Item], shares: dict[str, float]) -> _Draw | None:
-    """The first way that gives every split about its share: in each a sentence has one split only."""
+    """Tries ways to draw, and returns the first that gives every split about its share; None where none does.
+
+    Every way gives a sentence one split only.
+    """
     keys = [sentence_key(item.text) for item in items]
     sentences = [key or f"\0{item.id}" for key, item in zip(keys, items, strict=True)]
     speakers = [item.speaker or f"\0{item.id}" for item in items]
@@ -80,7 +83,7 @@ def _draw(items: list[Item], shares: dict[str, float]) -> _Draw | None:
 
 
 def _islands(sentences: list[str], speakers: list[str]) -> list[str]:
-    """By item, the name of its island: who reads a sentence of an island belongs to it, with all that they read."""
+    """Returns the island of each item. Who reads a sentence of an island belongs to it, with all that they read."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -97,7 +100,7 @@ def _islands(sentences: list[str], speakers: list[str]) -> list[str]:
 
 
 def _shared_out(groups: list[str], keys: list[str], shares: dict[str, float]) -> list[str]:
-    """The split of each item, no group torn apart. What has no text, and cannot be scored, does not count."""
+    """Returns the split of each item. Groups stay whole. Items without a text, which cannot be scored, do not count."""
     sizes = Counter(group for group, key in zip(groups, keys, strict=True) if key)
     at_least_one = {split: max(share, 1 / max(1, sizes.total())) for split, share in shares.items()}
     split_of = split_by_group(dict(sizes), at_least_one)
@@ -105,7 +108,7 @@ def _shared_out(groups: list[str], keys: list[str], shares: dict[str, float]) ->
 
 
 def _useful(keys: list[str], split_of: list[str], lost: list[str | None], shares: dict[str, float]) -> bool:
-    """Whether each split has enough of its share, and training enough of what there was."""
+    """Tells whether each split has enough of its share, and training keeps enough."""
     kept = Counter(split for key, split, owner in zip(keys, split_of, lost, strict=True) if key and owner is None)
     total = sum(map(bool, keys))
     few = any(kept[split] < max(1, FEWEST * share * total) for split, share in shares.items())
@@ -115,7 +118,7 @@ def _useful(keys: list[str], split_of: list[str], lost: list[str | None], shares
 
 
 def _lost(sentences: list[str], split_of: list[str]) -> list[str | None]:
-    """By item, the split that reads its sentence and has it kept out of another: test before validation before train."""
+    """Returns for each item the other split that has its sentence, or None. Test comes before validation before train."""
     first: dict[str, str] = {}
     for sentence, split in zip(sentences, split_of, strict=True):
         first[sentence] = min(first.get(sentence, split), split, key=SPLITS.index)

@@ -1,4 +1,4 @@
-"""Tables of text with a header: CSV as programs and spreadsheets save it, and tab-separated text, quoted or not."""
+"""Reads tables of text with a header: CSV from programs and spreadsheets, and tab-separated text, quoted or not."""
 
 import codecs
 import csv
@@ -20,11 +20,14 @@ class Table:
 
 
 class _MisfitError(Exception):
-    """Says at which line the table cannot be read in one of the two ways."""
+    """Says in which line the table cannot be read, with quotes or without."""
 
 
 def read_text(path: AnyPath) -> str:
-    """The file's text, UTF-8 or UTF-16 with a byte order mark, without that mark; line ends as they are."""
+    """Returns the file's text, without a byte order mark; line ends are kept. It is UTF-8, or UTF-16 with that mark.
+
+    Raises PipelineError where there is no such file, or it is no such text.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -48,10 +51,10 @@ def read_text(path: AnyPath) -> str:
 def read_table(
     path: AnyPath, delimiters: str, wanted: list[str], names: list[str] | None = None, advice: str = ""
 ) -> Table:
-    """Every row that is not empty. Raises PipelineError naming the line that is wrong, or the columns that lack.
+    """Returns every row that is not empty. Raises PipelineError naming the wrong line, or the missing columns.
 
-    delimiters: the usual one first; another is taken where by it alone the header has the `wanted` columns.
-    names: the columns, for a file without a header. advice: what to do where columns lack.
+    delimiters: the usual one first; another is taken where only it gives the header the `wanted` columns.
+    names: the columns, for a file without a header. advice: what to do where columns are missing.
     """
     lines = _lines(read_text(path))
     delimiter = delimiters[0]
@@ -79,7 +82,7 @@ def _row(names: list[str], fields: list[str]) -> dict[str, str]:
 
 
 def _header(line: str, delimiters: str, wanted: list[str]) -> tuple[str, list[str]]:
-    """The delimiter and the names of the columns."""
+    """Returns the delimiter and the names of the columns."""
     found = [(delimiter, [name.strip() for name in _fields(line, delimiter)]) for delimiter in delimiters]
     return next((each for each in found if set(wanted) <= set(each[1])), found[0])
 
@@ -92,10 +95,10 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _records(lines: list[str], first: int, delimiter: str, width: int) -> tuple[list[list[str]], bool]:
-    """The rows' fields, and whether the table is quoted: decided for the file as a whole.
+    """Returns the rows' fields, and whether the table is quoted, which is decided for the whole file.
 
-    first: the number of the first line. Of tab-separated text, what can only be read in one way is read in that way. What
-    can be read in both is quoted if quotes stand only where a writer of CSV puts them.
+    first: the number of the first line. Tab-separated text that can be read in one way only is read in that way. If both
+    ways are possible, it is quoted if quotes stand only where a writer of CSV puts them.
     """
     if not any(line.startswith('"') or f'{delimiter}"' in line for line in lines):
         return _raw(lines, first, delimiter, width), False
@@ -153,7 +156,7 @@ def _check_width(fields: list[str], width: int, number: int) -> None:
 
 
 def _refuse_swallowed(lines: list[str], number: int, delimiter: str, width: int) -> None:
-    """A field over several lines leaves each of them too short, but one: where two are whole rows, a quote is astray."""
+    """Raises where a quoted field spans whole rows. Of the lines of such a field at most one can have all columns."""
     if len(lines) > 1 and sum(line.count(delimiter) == width - 1 for line in lines) > 1:
         raise _MisfitError(
             f"line {number}: a quote opens a field that is closed at line {number + len(lines) - 1} only, over whole rows"
@@ -161,7 +164,7 @@ def _refuse_swallowed(lines: list[str], number: int, delimiter: str, width: int)
 
 
 def _as_a_writer_quotes(quoted: list[list[str]], raw: list[list[str]], delimiter: str) -> bool:
-    """Whether each quoted field needs its quotes, or stands in a column that is quoted from top to bottom."""
+    """Tells whether each quoted field needs its quotes, or stands in a column that is quoted throughout."""
     if len(quoted) != len(raw):  # a row of "" and nothing else
         return True
     for values, written in zip(zip(*quoted, strict=True), zip(*raw, strict=True), strict=True):
@@ -174,6 +177,7 @@ def _as_a_writer_quotes(quoted: list[list[str]], raw: list[list[str]], delimiter
 
 
 def require_columns(path: AnyPath, found: list[str], wanted: list[str], advice: str = "") -> None:
+    """Raises PipelineError naming the `wanted` columns that are not among those `found`. advice: ends the message."""
     missing = [name for name in wanted if name not in found]
     if missing or not any(found):
         there = ", ".join(name for name in found if name) or "nothing"

@@ -16,7 +16,7 @@ from makers import make_utterance, save_expert
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
 from stages.evaluate.gates import GateUse
-from stages.evaluate.run import evaluate
+from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
@@ -35,7 +35,7 @@ def run(
     model: LoadedModel, utterances: Path, out: Path, language: str = "cs", batch_size: int = 3
 ) -> tuple[dict, list[dict]]:
     settings = EvaluateSettings(batch_size=batch_size, dtype="fp32")
-    metrics = evaluate(model, utterances, language, "clsr", out, settings, CPU, "a model")
+    metrics = evaluate(model, utterances, Subject(language, "clsr", "a model"), out, settings, CPU)
     assert json.loads(out.read_text()) == metrics
     rows = [json.loads(line) for line in out.with_suffix(".utterances.jsonl").read_text().split("\n") if line]
     return metrics, rows

@@ -11,14 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 from cache.errors import PipelineError
 from stages.prepare.corpora import common_voice, dataset, fleurs, manifest, read_corpus
 from stages.prepare.corpora import rows as rows_of
+from stages.prepare.corpora.common_voice import CommonVoiceSettings
+from stages.prepare.corpora.dataset import DatasetSettings
+from stages.prepare.corpora.fleurs import FleursSettings
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.items import SPLITS, Item, split_by_group, transcripts_sha256, unique_ids
-from stages.prepare.settings import (
-    CommonVoiceSettings,
-    CorpusSettings,
-    DatasetSettings,
-    FleursSettings,
-    ManifestSettings,
-)
+from stages.prepare.settings import CorpusSettings
 from stages.shared import audio
 
 # Common Voice

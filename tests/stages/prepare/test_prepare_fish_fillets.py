@@ -6,8 +6,8 @@ from prepare_makers import noise, program, record
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import debian, fish_fillets
+from stages.prepare.corpora.fish_fillets import FishFilletsSettings
 from stages.prepare.items import split_by_group
-from stages.prepare.settings import FishFilletsSettings
 
 LUA = r"""
 -- dialogId("commented", "font_big", "out") dialogStr("out")

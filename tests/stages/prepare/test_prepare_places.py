@@ -11,9 +11,10 @@ from cache.errors import PipelineError
 from cache.files import read_jsonl
 from pipeline.params import load_params
 from stages.prepare.corpora import places
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.corpora.places import Places
 from stages.prepare.run import prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 
 
 def touch(*paths: Path) -> None:

@@ -14,9 +14,10 @@ from transformers import WhisperTokenizer
 from cache.files import read_jsonl
 from cache.shards import ShardReader
 from pipeline.commands.cache import verify
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.items import Item
 from stages.prepare.run import prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.prepare.utterances import Listed, Made, make_utterance
 from stages.shared import audio
 from stages.shared.whisper.targets import target_ids

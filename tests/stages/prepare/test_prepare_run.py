@@ -14,8 +14,9 @@ from cache.errors import PipelineError
 from cache.files import read_jsonl
 from cache.records import UTTERANCE_FIELDS, check_record
 from cache.shards import ShardReader
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.run import prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 from stages.shared import audio
 
 MAX_SECONDS = 2.0
@@ -245,7 +246,8 @@ def child(corpus, out, lines):
 import os, resource, signal, sys
 from pathlib import Path
 from stages.prepare.run import prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.corpora.manifest import ManifestSettings
+from stages.prepare.settings import PrepareSettings
 progress = lambda done, total, seconds: None
 {lines}
 prepare(ManifestSettings(corpus="manifest", path=Path({str(corpus / "manifest.jsonl")!r})),

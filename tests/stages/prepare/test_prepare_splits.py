@@ -11,10 +11,11 @@ from prepare_makers import noise, record
 from cache.errors import PipelineError
 from cache.files import read_jsonl
 from cache.shards import ShardReader
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.corpora.splits import sentence_key, shared, with_all_splits
 from stages.prepare.items import SPLITS, Corpus, Item
 from stages.prepare.run import prepare
-from stages.prepare.settings import ManifestSettings, PrepareSettings
+from stages.prepare.settings import PrepareSettings
 
 SHARES = {"test": 0.1, "validation": 0.05}
 

@@ -8,8 +8,9 @@ import pytest
 
 from cache.errors import PipelineError
 from stages.prepare.corpora import common_voice, manifest
+from stages.prepare.corpora.common_voice import CommonVoiceSettings
+from stages.prepare.corpora.manifest import ManifestSettings
 from stages.prepare.corpora.tables import TAB, read_table
-from stages.prepare.settings import CommonVoiceSettings, ManifestSettings
 
 # Openings, closings, doubled, alone, nothing but quotes.
 QUOTES = [

@@ -9,7 +9,7 @@ from makers import make_utterance_shards
 from cache.shards import ShardReader
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.data import TrainingData
-from stages.train_student.loop import Run
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.mixture import Mixture
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
@@ -28,7 +28,7 @@ def step(tiny: Path, corpora: dict[str, Path], method: str, on: bool) -> tuple[d
         TrainingData(ShardReader(folder, "utterances"), None, trainee.whisper, code, settings)
         for code, folder in corpora.items()
     ]
-    run = Run(trainee, Mixture(parts), settings, 1e-3, torch.float32, tiny, dict, print)
+    run = TrainingLoop(trainee, Mixture(parts), settings, torch.float32, tiny, dict, print)
     calls: list[int] = []
     trainee.whisper.model.model.encoder.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
     kept: dict[int, int] = {}

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.train_student.chunked_loss import Objective, projection_loss
-from stages.train_student.losses import Bins, TeacherTargets, divergence_sum
+from stages.train_student.chunked_loss import projection_loss
+from stages.train_student.losses import Bins, Objective, TeacherTargets, divergence_sum
 
 N, D, V = 7, 6, 23
 COUNTS = [4, 0, 22, 1, 0, 9, 5]

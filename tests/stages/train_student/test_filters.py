@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from makers import make_teacher_shards
+from training import train_one
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.train_student.data import TrainingData
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
 # by the utterance's number among the 5 + 4 of the training split; the others say nothing remarkable
@@ -84,9 +84,7 @@ def test_what_is_planted_is_left_out(targets, changes, reasons, student, utteran
 def test_a_run_counts_and_lists_them(student, utterances, tmp_path):
     teacher = make_teacher_shards(tmp_path / "teacher", utterances / "train", student, heard)
     settings = TrainSettings(max_steps=1, batch_size=4, max_validation=1, max_teacher_wer=0.7, dtype="fp32")
-    result = train_student(
-        student, "clsr-kd", "cs", utterances, teacher, tmp_path / "run", settings, torch.device("cpu")
-    )
+    result = train_one(student, "clsr-kd", "cs", utterances, teacher, tmp_path / "run", settings, torch.device("cpu"))
     assert (result["left_out"], result["training_utterances"]) == (3, 6)
     assert result["settings"]["max_teacher_wer"] == 0.7
     ids = ids_of(utterances)
@@ -113,7 +111,7 @@ def test_a_limit_on_what_was_not_cached_is_refused(student, utterances, tmp_path
     teacher = make_teacher_shards(tmp_path / "teacher", utterances / "train", student)
     settings = TrainSettings(max_steps=1, max_teacher_wer=0.5, dtype="fp32")
     with pytest.raises(PipelineError) as caught:
-        train_student(student, "clsr-kd", "cs", utterances, teacher, tmp_path / "run", settings, torch.device("cpu"))
+        train_one(student, "clsr-kd", "cs", utterances, teacher, tmp_path / "run", settings, torch.device("cpu"))
     assert str(caught.value).startswith(
         f"{teacher}: max_teacher_wer is 0.5, but the teacher's own transcripts were not"
     )

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from cache.distributions import quantise, stored_log_probs
 from cache.shards import ShardReader, ShardWriter
 from stages.shared.whisper.models import load_whisper
-from stages.train_student.chunked_loss import Objective, projection_loss
+from stages.train_student.chunked_loss import projection_loss
 from stages.train_student.data import TrainingData
-from stages.train_student.loop import Run
-from stages.train_student.losses import Bins, TeacherTargets, forward_kl_sum, gate_sum, jensen_shannon_sum
+from stages.train_student.loop import TrainingLoop
+from stages.train_student.losses import Bins, Objective, TeacherTargets, forward_kl_sum, gate_sum, jensen_shannon_sum
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -320,7 +320,7 @@ def corpus(tmp_path: Path) -> ShardReader:
 QUIET = dict(gate_noise=0, skip_gate=0, expert_dropout=0, gate_weight=0)
 
 
-def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> Run:
+def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> TrainingLoop:
     """A run whose gates are not at zero and whose layers drop nothing."""
     chosen = TrainSettings(**{**QUIET, "max_steps": 1, "dtype": "fp32", **changes})
     torch.manual_seed(3)
@@ -333,10 +333,10 @@ def run_of(corpus: ShardReader, tiny: Path, method: str, **changes) -> Run:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     data = TrainingData(corpus, None, base, "cs", chosen)
-    return Run(trainee, data, chosen, 1e-3, torch.float32, corpus.folder, dict, print)
+    return TrainingLoop(trainee, data, chosen, torch.float32, corpus.folder, dict, print)
 
 
-def per_position(run: Run, batch) -> tuple[torch.Tensor, torch.Tensor]:
+def per_position(run: TrainingLoop, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states (N, D) and losses (N,) of a batch's real target positions."""
     run.trainee.model.train()
     with torch.no_grad(), run.trainee.route() as routing:
@@ -370,7 +370,7 @@ def test_masks_hold_what_is_real(corpus, tiny_whisper):
     assert inputs[4:] == batch.targets[batch.positions[0] == 1].tolist()[:-1]
 
 
-def step_of(run: Run, batches: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def step_of(run: TrainingLoop, batches: list) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The gradients of one optimizer step, and its losses."""
     losses = run._step(batches, 0)
     return {name: parameter.grad.clone() for name, parameter in run.trainee.parameters.items()}, losses

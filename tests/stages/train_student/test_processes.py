@@ -15,6 +15,7 @@ import pytest
 import torch
 from makers import make_teacher_shards, make_utterance_shards
 from sources import ROOT
+from training import train_one
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
@@ -23,7 +24,6 @@ from stages.shared.whisper.models import load_whisper
 from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
 from stages.train_student.processes import Processes, join_processes
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -62,7 +62,7 @@ def train(base: Path, method: str, utterances: Path, out: Path, teacher: Path | 
     whisper = load_whisper(str(base), 1)
     chosen = dict(epochs=3, batch_size=2, accumulate=2, learning_rate=3e-3, dtype="fp32", log_every=1, max_validation=3)
     settings = TrainSettings(**{**chosen, **changes})
-    return train_student(
+    return train_one(
         whisper, method, "cs", utterances, teacher, out, settings, CPU, progress=progress, processes=processes
     )
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training import train_one
 from transformers.models.whisper.modeling_whisper import _compute_mask_indices
 
 from cache.shards import ShardReader
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.augment import spans, spec_augment
 from stages.train_student.data import TrainingData
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
 
@@ -102,7 +102,7 @@ def test_a_run_with_it_is_another_run_and_resumes_bit_for_bit(tiny_whisper, utte
         )
         settings = TrainSettings(dtype="fp32", spec_augment=on, mask_time_prob=0.3, **recipe)
         whisper, out = load_whisper(str(tiny_whisper), 1), tmp_path / name
-        train_student(whisper, "clsr", "cs", utterances, None, out, settings, torch.device("cpu"), **options)
+        train_one(whisper, "clsr", "cs", utterances, None, out, settings, torch.device("cpu"), **options)
         return {path.name: path.read_bytes() for path in out.iterdir()}
 
     whole, plain = train("whole", True), train("plain", False)

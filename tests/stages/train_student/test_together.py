@@ -7,15 +7,16 @@ import pytest
 import torch
 from makers import make_teacher_shards, make_utterance_shards, run
 from safetensors.torch import load_file
+from training import train_one
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader
 from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.targets import prompt_ids
-from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
+from stages.train_student.loop import TrainingLoop
 from stages.train_student.mixture import Mixture
-from stages.train_student.run import Source, train_student, train_together
+from stages.train_student.run import Execution, LanguageData, train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -53,11 +54,11 @@ def recipe(**changes) -> TrainSettings:
 def train(corpora: Path, tiny: Path, root: Path, method: str, teacher: Path | None = None, **options) -> dict:
     changes = {name: options.pop(name) for name in list(options) if name in TrainSettings.model_fields}
     sources = [
-        Source(code, corpora / code, teacher and teacher / code, root / code / method)
+        LanguageData(code, corpora / code, teacher and teacher / code, root / code / method)
         for code in options.pop("codes", ROWS)
     ]
     out = root / "cs+gl" / method
-    return train_together(load_whisper(str(tiny), 1), method, sources, out, recipe(**changes), CPU, **options)
+    return train_student(load_whisper(str(tiny), 1), method, sources, out, recipe(**changes), Execution(CPU, **options))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -102,7 +103,7 @@ def test_a_row_s_gradient_goes_to_its_own_expert(corpora, tiny_whisper):
         for module in trainee.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        one = run_module.Run(trainee, data, settings, 1e-3, torch.float32, corpora, dict, print)
+        one = TrainingLoop(trainee, data, settings, torch.float32, corpora, dict, print)
         trainee.model.train()
         for each in batches:
             one._loss(each, positions, 0.0)[0].backward()
@@ -186,7 +187,7 @@ def test_stopped_and_resumed_it_is_the_same_run(method, corpora, tiny_whisper, t
 def test_a_language_s_other_run_is_not_overwritten(corpora, tiny_whisper, tmp_path):
     whisper = load_whisper(str(tiny_whisper), 1)
     models = tmp_path / "models"
-    train_student(whisper, "clsr", "gl", corpora / "gl", None, models / "gl/clsr", recipe(max_steps=1), CPU)
+    train_one(whisper, "clsr", "gl", corpora / "gl", None, models / "gl/clsr", recipe(max_steps=1), CPU)
     before = files_of(models)
     with pytest.raises(
         PipelineError, match=r"gl/clsr was made with other settings \(.*language: found 'gl', wanted \['cs'"
@@ -200,7 +201,7 @@ def test_a_language_s_other_run_is_not_overwritten(corpora, tiny_whisper, tmp_pa
     # a language's own run takes the place of its expert: the run on both is no longer done
     whisper = load_whisper(str(tiny_whisper), 1)
     options = dict(rerun="update")
-    train_student(whisper, "clsr", "gl", corpora / "gl", None, models / "gl/clsr", recipe(max_steps=1), CPU, **options)
+    train_one(whisper, "clsr", "gl", corpora / "gl", None, models / "gl/clsr", recipe(max_steps=1), CPU, **options)
     train(corpora, tiny_whisper, models, "clsr", max_steps=1, rerun="update")
     assert files_of(models) == done
 

@@ -15,6 +15,7 @@ import torch
 from makers import make_teacher_shards, make_tiny_whisper, make_utterance_shards
 from safetensors.torch import load_file
 from sources import ROOT
+from training import train_one
 from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
@@ -27,7 +28,6 @@ from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student import run as run_module
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import _schedule
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
@@ -45,7 +45,7 @@ def recipe(**changes) -> TrainSettings:
 def train(base: Path, method: str, utterances: Path, out: Path, teacher: Path | None = None, **options) -> dict:
     changes = {name: options.pop(name) for name in list(options) if name in TrainSettings.model_fields}
     whisper = options.pop("whisper", None) or load_whisper(str(base), 1)
-    return train_student(whisper, method, "cs", utterances, teacher, out, recipe(**changes), CPU, **options)
+    return train_one(whisper, method, "cs", utterances, teacher, out, recipe(**changes), CPU, **options)
 
 
 @pytest.fixture
@@ -135,12 +135,13 @@ def test_a_torn_last_line_of_the_curve_does_not_end_the_run(tiny_whisper, uttera
 CHILD = """
 import sys, torch
 from pathlib import Path
-from stages.train_student.run import train_student
+from stages.train_student.run import Execution, LanguageData, train_student
 from stages.train_student.settings import TrainSettings
 from stages.shared.whisper.models import load_whisper
 torch.set_num_threads(int(sys.argv[4]))
-train_student(load_whisper(sys.argv[1], 1), "clsr", "cs", Path(sys.argv[2]), None, Path(sys.argv[3]),
-              TrainSettings.model_validate_json(sys.argv[5]), torch.device("cpu"))
+utterances, out = Path(sys.argv[2]), Path(sys.argv[3])
+train_student(load_whisper(sys.argv[1], 1), "clsr", [LanguageData("cs", utterances, None, out)], out,
+              TrainSettings.model_validate_json(sys.argv[5]), Execution(torch.device("cpu")))
 """
 
 
@@ -245,12 +246,14 @@ def refuse(*_, **__): raise AssertionError("the network was used")
 socket.socket.connect = socket.create_connection = refuse
 import torch
 from pathlib import Path
-from stages.train_student.run import train_student
+from stages.train_student.run import Execution, LanguageData, train_student
 from stages.train_student.settings import TrainSettings
 from stages.shared.whisper.models import load_whisper
 settings = TrainSettings.model_validate_json({recipe(max_steps=2).model_dump_json()!r})
-result = train_student(load_whisper({str(tiny_whisper)!r}, 1), "clsr-kd", "cs", Path({str(utterances)!r}),
-                       Path({str(teacher_shards)!r}), Path({str(tmp_path / "run")!r}), settings, torch.device("cpu"))
+out = Path({str(tmp_path / "run")!r})
+data = [LanguageData("cs", Path({str(utterances)!r}), Path({str(teacher_shards)!r}), out)]
+result = train_student(load_whisper({str(tiny_whisper)!r}, 1), "clsr-kd", data, out, settings,
+                       Execution(torch.device("cpu")))
 assert not [name for name in sys.modules if name.startswith("stages.teacher_cache.")]
 print(result["steps"])
 """

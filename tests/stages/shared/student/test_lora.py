@@ -9,13 +9,13 @@ from makers import make_tiny_whisper, run
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from soundfile import write
+from training import train_one
 from transformers import WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
 from stages.shared.student.loading import load_model
 from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.window import restore_audio_window
-from stages.train_student.run import train_student
 from stages.train_student.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def train(tiny: Path, utterances: Path, out: Path, **changes) -> dict:
         max_steps=3, batch_size=4, accumulate=1, learning_rate=0.02, dtype="fp32", log_every=1, max_validation=2
     )
     settings = TrainSettings(**{**chosen, "lora_rank": 4, "lora_alpha": 12, **changes})
-    return train_student(load_whisper(str(tiny), 1), "lora", "cs", utterances, None, out, settings, CPU)
+    return train_one(load_whisper(str(tiny), 1), "lora", "cs", utterances, None, out, settings, CPU)
 
 
 @pytest.fixture

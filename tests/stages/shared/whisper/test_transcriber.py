@@ -13,7 +13,7 @@ from makers import make_tiny_whisper, make_utterance
 
 from cache.files import read_jsonl
 from cache.shards import ShardReader, ShardWriter
-from stages.evaluate.run import evaluate
+from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared.audio import decode_flac
 from stages.shared.student.loading import LoadedModel
@@ -23,7 +23,7 @@ from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.train_student.processes import ALONE
+from stages.train_student.processes import SINGLE_PROCESS
 from stages.train_student.validation import Validation, validate_languages
 from stages.transcribe.run import transcribe
 
@@ -86,7 +86,9 @@ def shards(folder: Path, records: list[dict], split: str = "test") -> Path:
 
 def by_evaluate(model: LoadedModel, tmp_path: Path, **settings) -> str:
     chosen = EvaluateSettings(dtype="fp32", **settings)
-    evaluate(model, shards(tmp_path / "test", [make_utterance(0)]), "cs", "x", tmp_path / "x.json", chosen, CPU, "x")
+    evaluate(
+        model, shards(tmp_path / "test", [make_utterance(0)]), Subject("cs", "x", "x"), tmp_path / "x.json", chosen, CPU
+    )
     return read_jsonl(tmp_path / "x.utterances.jsonl")[0]["hypothesis"]
 
 
@@ -99,7 +101,7 @@ def by_validation(model: LoadedModel, tmp_path: Path) -> str:
     """Validation keeps rates alone: the text that is right for it is that of `evaluate`."""
     text = by_evaluate(model, tmp_path)
     own = Validation("cs", [(clip(), text)], Transcriber(model.whisper, "cs", torch.float32))
-    assert validate_languages([own], ALONE)["wer"] == 0
+    assert validate_languages([own], SINGLE_PROCESS)["wer"] == 0
     return text
 
 
@@ -167,12 +169,17 @@ def test_a_text_that_did_not_end_is_counted_and_marked(tokens, tiny_whisper, tmp
     assert (said.tokens[-1] == whisper.tokenizer.eos_token_id) == room
     source = shards(tmp_path / "test", [make_utterance(0)])
     metrics = evaluate(
-        LoadedModel(whisper, None), source, "cs", "x", tmp_path / "x.json", EvaluateSettings(dtype="fp32"), CPU, "x"
+        LoadedModel(whisper, None),
+        source,
+        Subject("cs", "x", "x"),
+        tmp_path / "x.json",
+        EvaluateSettings(dtype="fp32"),
+        CPU,
     )
     row = read_jsonl(tmp_path / "x.utterances.jsonl")[0]
     assert (metrics["unended"], row["unended"], metrics["loops"]) == (int(not room), not room, 0)
     own = Validation("cs", [(clip(), "Ano.")], Transcriber(whisper, "cs", torch.float32))
-    assert validate_languages([own], ALONE)["unended"] == int(not room)
+    assert validate_languages([own], SINGLE_PROCESS)["unended"] == int(not room)
 
 
 def test_a_clip_that_does_not_end_beside_one_that_does(tiny_whisper):
@@ -255,7 +262,9 @@ def test_gates_of_silent_windows_do_not_count(tiny_whisper, tmp_path):
     for name, records in {"with": [loud, mute], "without": [loud]}.items():
         source = shards(tmp_path / name, records)
         out = tmp_path / f"{name}.json"
-        metrics = evaluate(with_expert(tiny_whisper), source, "cs", "x", out, EvaluateSettings(dtype="fp32"), CPU, "x")
+        metrics = evaluate(
+            with_expert(tiny_whisper), source, Subject("cs", "x", "x"), out, EvaluateSettings(dtype="fp32"), CPU
+        )
         assert metrics["gates"] == dict.fromkeys(LAYERS, 1.0)
     first, second = (read_jsonl(tmp_path / f"{name}.utterances.jsonl") for name in ("with", "without"))
     assert first[0]["hypothesis"] == second[0]["hypothesis"]

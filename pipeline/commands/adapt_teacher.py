@@ -1,0 +1,42 @@
+"""pipeline adapt-teacher"""
+
+from cache.files import write_json
+from cache.locks import sole_writer
+from cache.resume import Rerun, discard_if_changed
+from cache.storage import AnyPath
+from pipeline.commands.common import chosen, load, say
+from pipeline.commands.train import joined, language_data, run_training
+from pipeline.errors import each
+from pipeline.params import Params
+from stages.shared.methods import FULL
+from stages.train_student.processes import leave_processes
+from stages.train_student.run import PROGRESS, RESULT
+
+TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where the teacher is used as it is
+
+
+def adapt_teacher(params: Params, languages: list[str], rerun: Rerun) -> None:
+    processes = joined(params)
+
+    def adapt_one(language: str) -> None:
+        out, recipe = params.paths.adapted_teacher(language), params.teacher.adapt
+        if recipe is not None:
+            if processes.main:
+                (out / TEACHER_POINTER).unlink(missing_ok=True)
+            data = [language_data(params, language, FULL.name, out)]
+            run_training(params, FULL.name, params.teacher.model, data, out, recipe, rerun, processes)
+        elif processes.main:
+            _write_pointer(params, out, rerun)
+            say(f"{language}: {params.teacher.model} teaches as it is")
+
+    each(chosen(params, languages), str, adapt_one, alone=processes.count == 1)
+    leave_processes()
+
+
+def _write_pointer(params: Params, out: AnyPath, rerun: Rerun) -> None:
+    """Names the unchanged teacher in the adapted one's place. An adapted one that lies there is treated as other work."""
+    whisper = load(params.teacher.model, params.audio_window_s)
+    with sole_writer(out):
+        if any((out / name).exists() for name in (RESULT, PROGRESS)):
+            discard_if_changed(out, {"teacher.adapt": "settings"}, {"teacher.adapt": None}, rerun)
+        write_json(out / TEACHER_POINTER, {"model": params.teacher.model, "weights": whisper.fingerprint})
