@@ -10,7 +10,7 @@ from stages.report.lead import CHARACTERS, WORDS, Lead
 from stages.report.tables import percent, points, span
 from stages.shared.whisper.languages import language_name
 
-NAME_WIDTH = 26
+NAME_WIDTH = 28  # leaves room for the longest intervals
 LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}
 
 

