@@ -74,7 +74,11 @@ def train_student_command(
 @lang_option
 @token_option
 @click.option(
-    "--system", "systems", type=click.Choice(SYSTEMS), multiple=True, help="One or several; default: all there are."
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="SYSTEM",
+    help=f"One or several of {', '.join(SYSTEMS)}, or a name in the parameters' baselines. Default: all there are.",
 )
 @click.option(
     "--corpus", "further", help="A further test corpus of the language, by name, instead of its own test split."

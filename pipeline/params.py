@@ -35,6 +35,15 @@ class Language(Settings):
         return None if token is None else token_language(token)
 
 
+class Baseline(Settings):
+    """A Whisper that is measured as it is, beside the student's base."""
+
+    model: str | None = Field(None, description="a hub id or a folder; null: the student's base")
+    audio_window_s: Annotated[int, Field(ge=1, le=30)] | None = Field(
+        None, description="seconds; null: the common audio_window_s"
+    )
+
+
 class Teacher(Settings):
     model: str = "openai/whisper-large-v2"
     adapt: TrainSettings | None = Field(
@@ -104,6 +113,9 @@ class Params(Settings):
     languages: dict[str, Language] = {}
     further_tests: dict[str, CorpusSettings] = Field(
         {}, description="by name: corpora whose test split is used in addition"
+    )
+    baselines: dict[Annotated[str, Field(pattern=r"^base-[a-z0-9.-]+$")], Baseline] = Field(
+        {}, description="by name (base-...): further models to measure untrained, such as the base in its own window"
     )
     audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30
     device: str = "auto"

@@ -1,5 +1,6 @@
 """pipeline evaluate"""
 
+import click
 import torch
 
 from cache.errors import PipelineError
@@ -19,6 +20,10 @@ from stages.shared.whisper.targets import use_token
 def evaluate(
     params: Params, languages: list[str], systems: list[str], further: str | None, base: str | None = None
 ) -> None:
+    known = ["base", *params.baselines, "teacher", *METHODS]
+    for system in systems:
+        if system not in known:
+            raise click.UsageError(f"--system {system}: no such system, expected one of {', '.join(known)}")
     device = chosen_device(params)
 
     def evaluate_one(item: tuple[str, str]) -> None:
@@ -34,8 +39,10 @@ def _evaluate(
     params: Params, language: str, system: str, further: str | None, base: str | None, device: torch.device
 ) -> None:
     utterances = params.paths.test_split(language, further)
-    source = _source(params, language, system)
-    model = load_any(locate(source, base), params.audio_window_s)
+    source, window = _source(params, language, system), params.audio_window_s
+    if system in params.baselines:
+        window = params.baselines[system].audio_window_s or window
+    model = load_any(locate(source, base), window)
     use_token(model.whisper.model, language, token(params, language))
     out = params.paths.metrics_file(language, system, further)
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
@@ -48,14 +55,16 @@ def _evaluate(
 
 
 def _systems(params: Params, language: str) -> list[str]:
-    """The base, the teacher, and every method with a finished student."""
+    """Returns the base, the baselines, the teacher, and every method with a finished student."""
     trained = [m for m in METHODS if (params.paths.model([language], m) / "training.json").exists()]
-    return ["base", "teacher", *trained]
+    return ["base", *params.baselines, "teacher", *trained]
 
 
 def _source(params: Params, language: str, system: str) -> str:
     if system == "base":
         return params.student
+    if system in params.baselines:
+        return params.baselines[system].model or params.student
     if system == "teacher":
         return teacher_source(params, language)
     folder = params.paths.model([language], system)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from cache.files import read_jsonl
 from cache.storage import AnyPath
-from stages.report.results import system_title, validated
+from stages.report.results import is_baseline, system_title, validated
 
 COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
@@ -69,5 +69,5 @@ def missing_curves(curves: Curves, language: str, systems: list[str], models: An
         f"{path} is not there: the learning curve of {system_title(system)} is left out."
         for system in systems
         for path in [models / language / system / "curve.jsonl"]
-        if system not in ("base", "teacher") and not curves.get((language, system))
+        if system != "teacher" and not is_baseline(system) and not curves.get((language, system))
     ]

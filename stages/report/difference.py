@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.report.lead import Lead
-from stages.report.results import Result
+from stages.report.results import Result, is_baseline
 from stages.shared.scoring import paired_interval
 
 
@@ -32,10 +32,11 @@ def difference(a: Result, b: Result, lead: Lead, resamples: int) -> Difference:
 
 def not_comparable(a: Result, b: Result, lead: Lead) -> str:
     """Returns why no paired interval can be computed, '' if it can."""
+    windows = [] if has_own_window(a) or has_own_window(b) else [("audio window", *map(_window, (a, b)))]
     for what, found, other in (
         ("normaliser", a.metrics.normaliser, b.metrics.normaliser),
         ("split", a.metrics.split, b.metrics.split),
-        ("audio window", f"{a.metrics.audio_window_s:g} s", f"{b.metrics.audio_window_s:g} s"),
+        *windows,
     ):
         if found != other:
             return f"the {what} is {found} for {a.name}, {other} for {b.name}"
@@ -43,6 +44,15 @@ def not_comparable(a: Result, b: Result, lead: Lead) -> str:
         if not result.rows:
             return f"{result.utterances_path.name} is not there"
     return _other_utterances(a, b, lead)
+
+
+def has_own_window(result: Result) -> bool:
+    """Whether the system is a further baseline: its window is another on purpose, and its name says which."""
+    return is_baseline(result.metrics.system) and result.metrics.system != "base"
+
+
+def _window(result: Result) -> str:
+    return f"{result.metrics.audio_window_s:g} s"
 
 
 def _other_utterances(a: Result, b: Result, lead: Lead) -> str:

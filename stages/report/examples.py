@@ -5,7 +5,7 @@ from typing import Any
 
 from stages.report.comparison import Comparison, Line
 from stages.report.lead import Lead
-from stages.shared.methods import trains_experts
+from stages.report.results import is_baseline
 
 PER_SIDE = 5
 LONGEST = 300  # characters shown: a model in a loop writes thousands
@@ -48,9 +48,9 @@ def examples(comparison: Comparison) -> Examples | None:
 
 
 def _best_student(comparison: Comparison) -> Line | None:
-    trained = [line for line in comparison.lines if line.result.metrics.system not in ("base", "teacher")]
-    with_experts = [line for line in trained if trains_experts(line.result.metrics.system)]
-    return min(with_experts or trained, key=lambda line: comparison.lead.of(line.result.metrics), default=None)
+    untrained = [line for line in comparison.lines if is_baseline(line.result.metrics.system)]
+    trained = [line for line in comparison.lines if line not in untrained and line.result.metrics.system != "teacher"]
+    return min(trained, key=lambda line: comparison.lead.of(line.result.metrics), default=None)
 
 
 def _example(base: dict[str, Any], student: dict[str, Any], lead: Lead) -> Example:

@@ -82,6 +82,8 @@ class Result:
         model = Path(self.metrics.model.replace("\\", "/")).name
         if self.metrics.system == "base":
             return model
+        if is_baseline(self.metrics.system):
+            return f"{model}, {self.metrics.audio_window_s:g} s window"
         if self.metrics.system == "teacher":
             return f"teacher ({model if model != 'teacher' else self.metrics.model})"
         return system_title(self.metrics.system)
@@ -123,8 +125,15 @@ def system_title(system: str) -> str:
     return METHODS[system].title if system in METHODS else system
 
 
+def is_baseline(system: str) -> bool:
+    """Whether the system is the base, or one of the parameters' `baselines`: untrained."""
+    return system == "base" or system.startswith("base-")
+
+
 def system_order_key(system: str) -> tuple[int, str]:
-    """Sorts systems: those of SYSTEM_ORDER first, in that order."""
+    """Sorts systems: those of SYSTEM_ORDER first, in that order, with the baselines after the base."""
+    if is_baseline(system):
+        return 0, system
     return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER), system
 
 

@@ -2,19 +2,26 @@
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead
-from stages.report.results import Result
+from stages.report.results import Result, is_baseline
 from stages.shared.methods import METHODS, without_teacher
 
-STUDENTS = tuple(reversed(METHODS))  # the verdict is about the first of them that was measured, best or not
+# The verdict is about the first of them that was measured, best or not: a taught one, where there is one.
+LAST_FIRST = list(reversed(METHODS))
+STUDENTS = sorted(LAST_FIRST, key=lambda name: not METHODS[name].needs_teacher)
 
 
 def verdict(results: dict[str, Result], versus_base: dict[str, Difference], lead: Lead, resamples: int) -> str:
-    """Returns the verdict. Keys of `results` and `versus_base` are systems."""
+    """Returns the verdict. Keys of `results` and `versus_base` are systems.
+
+    A student is held against the best of the base and the further baselines: in a short window a base is worse than it is.
+    """
     base = results.get("base")
     student = next((results[system] for system in STUDENTS if system in results), None)
     if base is None or student is None:
         return _not_yet(results, lead)
-    parts = [_against_base(student.name, base.name, versus_base[student.metrics.system], lead)]
+    best = min((r for name, r in results.items() if is_baseline(name)), key=lambda r: lead.of(r.metrics))
+    change = versus_base[student.metrics.system] if best is base else difference(student, best, lead, resamples)
+    parts = [_against_base(student.name, best.name, change, lead)]
     untaught = without_teacher(METHODS[student.metrics.system])
     if untaught and (plain := results.get(untaught.name)):
         parts.append(_against_plain(plain.name, difference(student, plain, lead, resamples)))

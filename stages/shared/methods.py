@@ -22,14 +22,16 @@ class Method:
 
 
 FULL = Method("full", "full fine-tuning", "all weights, a plain Whisper folder", "all", False, 1e-5)
+FULL_KD = Method("full-kd", "full fine-tuning+KD", "the same, taught from the teacher's shards", "all", True, 1e-5)
 LORA = Method("lora", "LoRA", "a PEFT adapter", "adapter", False, 1e-4)
+LORA_KD = Method("lora-kd", "LoRA+KD", "the same, taught from the teacher's shards", "adapter", True, 1e-4)
 CLSR = Method("clsr", "CLSR-FT", "experts, without a teacher", "experts", False, 1e-4)
 CLSR_KD = Method(
     "clsr-kd", "CLSR-FT+KD", "experts, taught from the teacher's shards (the paper's)", "experts", True, 1e-4
 )
 
-# In the order of a report's tables. A report's verdict is about the last of them that was measured.
-METHODS = {method.name: method for method in (FULL, LORA, CLSR, CLSR_KD)}
+# In the order of a report's tables.
+METHODS = {method.name: method for method in (FULL, FULL_KD, LORA, LORA_KD, CLSR, CLSR_KD)}
 
 
 def method_named(name: str) -> Method:
@@ -43,11 +45,6 @@ def without_teacher(method: Method) -> Method | None:
     """Returns the method that trains the same, but without a teacher. None: `method` itself has no teacher."""
     alike = (other for other in METHODS.values() if other.trains == method.trains and not other.needs_teacher)
     return next(alike, None) if method.needs_teacher else None
-
-
-def trains_experts(name: str) -> bool:
-    """Also takes the name of what is no method, such as the base: False."""
-    return name in METHODS and METHODS[name].trains == "experts"
 
 
 def described(methods: dict[str, Method] = METHODS) -> str:

@@ -117,6 +117,7 @@ def test_an_unknown_language(command, pipeline):
         (["fly"], "fly"),
         (["prepare", "--wings"], "--wings"),
         (["train-student", "--method", "magic"], "clsr-kd"),
+        (["evaluate", "--lang", "cs", "--system", "magic"], "no such system, expected one of base, teacher, full"),
         (["teacher-cache", "--top-k", "many"], "many"),
         (["teacher-cache", "--targets", "magic"], "pseudo"),
         (["--set", "train.epochs", "evaluate"], "NAME=VALUE"),
@@ -325,6 +326,7 @@ def test_the_commands_one_after_the_other(pipeline, tiny_whisper, utterances):
         f"student: {tiny_whisper}\nteacher: {{model: {tiny_whisper}}}\naudio_window_s: 1\ndevice: cpu\n"
         "teacher_cache: {top_k: 4, transcribe: true, dtype: fp32}\nevaluate: {dtype: fp32}\n"
         "train: {batch_size: 4, accumulate: 1, max_steps: 2, max_validation: 1, dtype: fp32}\n"
+        "baselines: {base-2s: {audio_window_s: 2}}\n"
     )
     cached = pipeline("teacher-cache", "--lang", "Czech")
     assert cached.status == 0, cached.err
@@ -340,11 +342,11 @@ def test_the_commands_one_after_the_other(pipeline, tiny_whisper, utterances):
     assert trained.status == 0, trained.err
     assert any(line.startswith("clsr-kd cs: 2/2 steps, ") and " kd " in line for line in trained.err.splitlines())
     assert json.loads(Path("models/cs/clsr-kd/training.json").read_text())["settings"]["seed"] == 3
-    scored = pipeline("evaluate", "--lang", "cs", "--system", "clsr-kd", "--system", "base")
+    scored = pipeline("evaluate", "--lang", "cs", "--system", "clsr-kd", "--system", "base", "--system", "base-2s")
     assert scored.status == 0, scored.err
-    for system in ("clsr-kd", "base"):
+    for system, window in {"clsr-kd": 1, "base": 1, "base-2s": 2}.items():
         metrics = json.loads(Path(f"metrics/cs/{system}.json").read_text())
-        assert (metrics["system"], metrics["utterances"]) == (system, 4)
+        assert (metrics["system"], metrics["utterances"], metrics["audio_window_s"]) == (system, 4, window)
         assert f"metrics/cs/{system}.json: WER {100 * metrics['wer']:.1f} %" in scored.err
     for result in (cached, trained, scored):
         assert result.out == ""

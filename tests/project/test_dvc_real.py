@@ -59,6 +59,7 @@ sys.exit(int(connection.recv(16) or 1))
 PARAMS = {
     "languages": {"gl": {"corpus": {"corpus": "manifest", "path": "recordings/rows.csv"}}},
     "further_tests": {},
+    "baselines": {},
     "audio_window_s": 1,
     "device": "cpu",
     "student": "tiny",

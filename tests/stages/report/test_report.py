@@ -138,6 +138,33 @@ def test_the_verdict_names_the_plain_student_and_a_better_rival(tree):
     assert list(numbers(tree)["systems"]) == ["base", "full", "clsr", "clsr-kd"]
 
 
+def test_a_student_is_held_against_the_better_of_the_base_and_its_own_window(tree):
+    """What the short window costs the base is no gain of the student."""
+    tree.system("base", [4] * 10)
+    tree.system("base-30s", [2] * 10, audio_window_s=30.0)
+    tree.system("clsr", [3] * 10)
+    _, markdown = report(tree)
+    assert list(numbers(tree)["systems"]) == ["base", "base-30s", "clsr"]
+    assert numbers(tree)["verdict"].startswith(
+        "CLSR-FT is worse: 20.0 points of WER above whisper-base, 30 s window (95 % interval 20.0 to 20.0)"
+    )
+    assert numbers(tree)["notes"] == []
+    assert "| whisper-base, 30 s window |" in markdown
+    tree.system("base-30s", [5] * 10, audio_window_s=30.0)
+    report(tree)
+    assert numbers(tree)["verdict"].startswith("CLSR-FT is 20.0 points of WER below whisper-base (95 %")
+
+
+def test_the_verdict_is_about_a_taught_student_where_there_is_one(tree):
+    tree.system("base", BASE)
+    tree.system("clsr", [3] * 10)
+    tree.system("lora", [2] * 10)
+    tree.system("lora-kd", [1] * 10)
+    report(tree)
+    assert numbers(tree)["verdict"].startswith("LoRA+KD is")
+    assert "; better than LoRA by 20.0 points" in numbers(tree)["verdict"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -12,12 +12,12 @@ from cache.errors import PipelineError
 from pipeline.params import Paths, load_params
 from stages.report.figures import COLOURS
 from stages.report.results import SYSTEM_ORDER, system_order_key, system_title
-from stages.shared.methods import METHODS, Method, learning_rates, method_named, trains_experts, without_teacher
+from stages.shared.methods import METHODS, Method, learning_rates, method_named, without_teacher
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
-LORA_KD = Method("lora-kd", "LoRA+KD", "an adapter, taught", "adapter", True, 3e-4)
+NAMES = "full, full-kd, lora, lora-kd, clsr, clsr-kd"
 
 
 def literals(path: Path) -> set[str]:
@@ -35,16 +35,18 @@ def test_the_table():
     assert all(name == method.name for name, method in METHODS.items())
     assert {(m.name, m.trains, m.needs_teacher, m.learning_rate) for m in METHODS.values()} == {
         ("full", "all", False, 1e-5),
+        ("full-kd", "all", True, 1e-5),
         ("lora", "adapter", False, 1e-4),
+        ("lora-kd", "adapter", True, 1e-4),
         ("clsr", "experts", False, 1e-4),
         ("clsr-kd", "experts", True, 1e-4),
     }
-    assert SYSTEM_ORDER == ("base", "teacher", "full", "lora", "clsr", "clsr-kd")
-    assert without_teacher(METHODS["clsr-kd"]) == METHODS["clsr"]
+    assert SYSTEM_ORDER == ("base", "teacher", "full", "full-kd", "lora", "lora-kd", "clsr", "clsr-kd")
+    for name in ("full", "lora", "clsr"):  # methods and teachers are independent
+        assert without_teacher(METHODS[f"{name}-kd"]) == METHODS[name]
     assert without_teacher(METHODS["lora"]) is None
-    assert learning_rates() == "1e-05 for full, 0.0001 for lora and clsr and clsr-kd"
-    assert [trains_experts(name) for name in ("base", "lora", "clsr")] == [False, False, True]
-    with pytest.raises(PipelineError, match="'clsr_kd' is no method: expected one of full, lora, clsr, clsr-kd"):
+    assert learning_rates() == "1e-05 for full and full-kd, 0.0001 for lora and lora-kd and clsr and clsr-kd"
+    with pytest.raises(PipelineError, match=f"'clsr_kd' is no method: expected one of {NAMES}"):
         method_named("clsr_kd")
 
 
@@ -65,7 +67,10 @@ def test_what_a_method_trains_and_how_fast(name: str, tiny_whisper: Path):
     [
         ("{from_transcripts: {clsr-kd: {}}}", "clsr-kd needs teacher shards: list it in methods.from_teacher"),
         ("{from_teacher: {lora: {}}}", "lora takes no teacher shards: list it in methods.from_transcripts"),
-        ("{from_transcripts: {clsr: {}, clrs: {}}}", "'clrs' is no method: expected one of full, lora, clsr, clsr-kd"),
+        (
+            "{from_transcripts: {clsr: {}, clrs: {}}}",
+            f"'clrs' is no method: expected one of {NAMES}",
+        ),
     ],
 )
 def test_a_method_in_the_wrong_group_is_refused(methods: str, complaint: str, tmp_path: Path):
@@ -86,31 +91,32 @@ def test_the_presets_list_methods_where_they_belong(preset: Path):
 
 
 def test_a_new_row_is_a_new_method(monkeypatch: pytest.MonkeyPatch, tiny_whisper: Path, tmp_path: Path):
-    monkeypatch.setitem(METHODS, "lora-kd", LORA_KD)
-    trainee = Trainee(load_whisper(str(tiny_whisper), 1), "lora-kd", "cs", TrainSettings())
+    row = Method("lora-fast", "LoRA, fast", "a made-up row", "adapter", True, 3e-4)
+    monkeypatch.setitem(METHODS, row.name, row)
+    trainee = Trainee(load_whisper(str(tiny_whisper), 1), row.name, "cs", TrainSettings())
     assert trainee.adapter is not None and trainee.learning_rate == 3e-4
-    assert without_teacher(LORA_KD) == METHODS["lora"]
+    assert without_teacher(row) == METHODS["lora"]
     path = tmp_path / "params.yaml"
-    path.write_text("methods: {from_teacher: {lora-kd: {seed: 3}}}\n")
-    assert load_params(path, {}).methods.changes("lora-kd") == {"seed": 3}
-    assert system_title("lora-kd") == "LoRA+KD"
+    path.write_text("methods: {from_teacher: {lora-fast: {seed: 3}}}\n")
+    assert load_params(path, {}).methods.changes("lora-fast") == {"seed": 3}
+    assert system_title("lora-fast") == "LoRA, fast"
     assert len(COLOURS) >= len(SYSTEM_ORDER) + 2
 
 
 def test_the_command_line_offers_a_new_row():
     code = (
         "import stages.shared.methods as m\n"
-        "m.METHODS['lora-kd'] = m.Method('lora-kd', 'LoRA+KD', 'an adapter, taught', 'adapter', True, 3e-4)\n"
+        "m.METHODS['lora-fast'] = m.Method('lora-fast', 'LoRA, fast', 'a made-up row', 'adapter', True, 3e-4)\n"
         "from pipeline.cli import cli\ncli.main(['train-student', '--help'], standalone_mode=False)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     text = " ".join(done.stdout.split())
-    assert "full|lora|clsr|clsr-kd|lora-kd" in text and "lora-kd: an adapter, taught" in text
+    assert "full|full-kd|lora|lora-kd|clsr|clsr-kd|lora-fast" in text and "lora-fast: a made-up row" in text
 
 
 def test_systems_are_sorted_by_the_table():
-    systems = ["clsr-kd", "own", "teacher", "clsr", "base", "lora", "another", "full"]
-    expected = ["base", "teacher", "full", "lora", "clsr", "clsr-kd", "another", "own"]
+    systems = ["clsr-kd", "own", "teacher", "lora-kd", "clsr", "base", "lora", "another", "full"]
+    expected = ["base", "teacher", "full", "lora", "lora-kd", "clsr", "clsr-kd", "another", "own"]
     assert sorted(systems, key=system_order_key) == expected
 
 

@@ -134,13 +134,13 @@ def test_each_utterance_is_read_once_and_batches_are_shares_of_one(world, tiny_w
             assert [batch.ids if batch else [] for batch in later] == shares[rank][start:]
 
 
-@pytest.mark.parametrize("method", ["full", "clsr-kd"])
+@pytest.mark.parametrize("method", ["full", "clsr-kd", "lora-kd"])
 def test_two_processes_are_one_with_their_batches_together(
     method, teacher, tiny_whisper, utterances, tmp_path, monkeypatch
 ):
     """Losses, validation and weights; one process of the two has nothing of an epoch's last batch."""
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
-    shards = teacher if method == "clsr-kd" else None
+    shards = teacher if method.endswith("-kd") else None
 
     def run(name: str, **changes) -> Callable[[Processes], tuple[dict, dict]]:
         def trained(processes: Processes) -> tuple[dict, dict]:
@@ -158,7 +158,8 @@ def test_two_processes_are_one_with_their_batches_together(
     assert first[0]["settings"].pop("processes") == 2
     assert (first[0]["steps"], first[0]["settings"]) == (6, {**expected["settings"], "batch_size": 2})
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert ("kd" in one[0]) == (method == "clsr-kd") == ("gate" in one[0])
+    assert ("kd" in one[0]) == method.endswith("-kd")
+    assert ("gate" in one[0]) == (method == "clsr-kd")
     for mine, theirs in zip(two, one, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     before = load_whisper(str(tiny_whisper), 1).model.state_dict()

@@ -160,7 +160,7 @@ def test_the_mean_of_the_languages_chooses_the_best(corpora, tiny_whisper, tmp_p
     ]
 
 
-@pytest.mark.parametrize("method", ["clsr-kd", "full"])
+@pytest.mark.parametrize("method", ["clsr-kd", "lora-kd", "full"])
 def test_stopped_and_resumed_it_is_the_same_run(method, corpora, tiny_whisper, tmp_path):
     class StopError(Exception):
         pass
@@ -170,7 +170,7 @@ def test_stopped_and_resumed_it_is_the_same_run(method, corpora, tiny_whisper, t
             raise StopError
 
     whisper = load_whisper(str(tiny_whisper), 1)
-    teacher = tmp_path / "teacher" if method == "clsr-kd" else None
+    teacher = tmp_path / "teacher" if method.endswith("-kd") else None
     for code in ROWS if teacher else ():
         make_teacher_shards(teacher / code, corpora / code / "train", whisper, language=code)
     whole = tmp_path / "whole"

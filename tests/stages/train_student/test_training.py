@@ -32,8 +32,8 @@ from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
 CPU = torch.device("cpu")
-WEIGHTS = {"clsr": "experts.safetensors", "clsr-kd": "experts.safetensors"}
-WEIGHTS |= {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
+FILES = {"clsr": "experts.safetensors", "lora": "adapter_model.safetensors", "full": "model.safetensors"}
+WEIGHTS = FILES | {f"{method}-kd": name for method, name in FILES.items()}
 
 
 def recipe(**changes) -> TrainSettings:
@@ -62,7 +62,7 @@ def teacher_shards(utterances: Path, tmp_path: Path) -> Path:
 
 
 def shards_for(method: str, request: pytest.FixtureRequest) -> Path | None:
-    return request.getfixturevalue("teacher_shards") if method == "clsr-kd" else None
+    return request.getfixturevalue("teacher_shards") if method.endswith("-kd") else None
 
 
 def curve(folder: Path) -> list[dict]:
@@ -88,7 +88,10 @@ def stop_at(step: int):
 # Resumed
 
 
-@pytest.mark.parametrize(("method", "step"), [("clsr", 3), ("clsr-kd", 5), ("full", 4), ("lora", 4)])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("clsr", 3), ("clsr-kd", 5), ("full", 4), ("lora", 4), ("full-kd", 3), ("lora-kd", 5)],
+)
 def test_stopped_and_resumed_it_is_the_same_run(method, step, request, tiny_whisper, utterances, tmp_path):
     """Every file is equal, byte for byte: weights, curve, configuration, result.
 
@@ -263,12 +266,23 @@ print(result["steps"])
     assert "kd" in curve(tmp_path / "run")[0]
 
 
-@pytest.mark.parametrize(("divergence", "tail"), [("js", "bucket"), ("kl", "bucket"), ("kl", "spread")])
-def test_a_student_comes_nearer_to_a_planted_teacher(divergence, tail, tiny_whisper, utterances, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "rate", "divergence", "tail"),
+    [
+        ("clsr-kd", 0.02, "js", "bucket"),
+        ("clsr-kd", 0.02, "kl", "bucket"),
+        ("clsr-kd", 0.02, "kl", "spread"),
+        ("lora-kd", 0.02, "js", "bucket"),
+        ("full-kd", 0.004, "js", "bucket"),
+    ],
+)
+def test_a_student_comes_nearer_to_a_planted_teacher(
+    method, rate, divergence, tail, tiny_whisper, utterances, tmp_path
+):
     """And one that is not told of it does not: the transcripts say something else."""
     source, whisper = utterances / "train", load_whisper(str(tiny_whisper), 1)
     teacher = make_teacher_shards(tmp_path / "planted", source, whisper)
-    options = dict(epochs=12, accumulate=1, learning_rate=0.02, max_validation=1, validate_every=1000)
+    options = dict(epochs=12, accumulate=1, learning_rate=rate, max_validation=1, validate_every=1000)
     options |= dict(skip_gate=0, expert_dropout=0, kd_divergence=divergence, kd_tail=tail)
     distances = {}
     for weight in (0.0, 20.0):
@@ -276,7 +290,7 @@ def test_a_student_comes_nearer_to_a_planted_teacher(divergence, tail, tiny_whis
         whisper = load_whisper(str(tiny_whisper), 1)
         with torch.no_grad():
             whisper.model.model.decoder.layer_norm.weight.mul_(20)  # so that it can be sure of anything
-        train(tiny_whisper, "clsr-kd", utterances, out, teacher, whisper=whisper, kd_weight=weight, **options)
+        train(tiny_whisper, method, utterances, out, teacher, whisper=whisper, kd_weight=weight, **options)
         distances[weight] = [row["kd"] for row in curve(out) if "kd" in row]
     assert distances[20.0][0] == pytest.approx(distances[0.0][0], rel=1e-4)
     assert np.mean(distances[20.0][-5:]) < 0.6 * distances[20.0][0]
@@ -431,7 +445,10 @@ def test_a_refused_run_does_not_stand_in_the_way_of_the_next(teacher_shards, tin
     assert train(tiny_whisper, "clsr-kd", utterances, tmp_path / "run", teacher_shards, max_steps=1)["steps"] == 1
 
 
-@pytest.mark.parametrize(("method", "given"), [("clsr-kd", False), ("clsr", True), ("full", True)])
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("clsr-kd", False), ("lora-kd", False), ("full-kd", False), ("clsr", True), ("full", True)],
+)
 def test_teacher_shards_go_with_clsr_kd_alone(method, given, request, tiny_whisper, utterances, tmp_path):
     teacher = request.getfixturevalue("teacher_shards") if given else None
     with pytest.raises(PipelineError, match=f"method {method} {'takes no' if given else 'needs'} teacher shards"):
