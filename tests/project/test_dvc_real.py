@@ -95,7 +95,8 @@ class Project:
         self.address = Path(tempfile.mkdtemp()) / "socket"  # whose name may not be long
         write_command(folder / "bin/pipeline", CLIENT.replace("ADDRESS", repr(str(self.address))), "-S")
         path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-        only = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        # the sources are compiled once, and not for each command; DVC ignores __pycache__
+        only = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **only, "PATH": path}
 
     @contextmanager
