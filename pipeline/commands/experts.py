@@ -30,16 +30,16 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     base = load(base_source, FULL_WINDOW_S)
     shared = experts.shared_of(base.model)
     state = read_published(folder, language, shared)
-    checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
+    checked = check_published_base(folder, dict(base.model.named_parameters()), base.model_id)
     if check_base and not checked:
         raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
-    named = base_metadata(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
+    named = base_metadata(base.model_id, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
     config = {**named, "base_checked": checked, "source": source}
     with sole_writer(out):
         _refuse_taken(out)
         experts.write_expert(out, language, state, shared, config, _exact_precision(state))
-    trained_beside = f"beside {base.source}, as its checkpoint has it"
-    unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.source} was not checked"
+    trained_beside = f"beside {base.model_id}, as its checkpoint has it"
+    unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.model_id} was not checked"
     say(f"{out}: {_summary(facts(out))}; {trained_beside if checked else unchecked}")
 
 

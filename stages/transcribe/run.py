@@ -57,7 +57,7 @@ def _only_language(model: LoadedModel) -> str:
         known = (
             f"it was trained for {', '.join(model.languages)}" if model.languages else "it does not say its language"
         )
-        raise PipelineError(f"{model.whisper.source}: no language was given, and {known}: give one")
+        raise PipelineError(f"{model.whisper.model_id}: no language was given, and {known}: give one")
     return model.languages[0]
 
 

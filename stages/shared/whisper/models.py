@@ -36,8 +36,8 @@ class WhisperSource:
 class Whisper:
     model: WhisperForConditionalGeneration
     tokenizer: WhisperTokenizer
-    source: str  # what was asked for
-    folder: Path  # what was read
+    model_id: str  # what was asked for: a folder, a URL or a hub id
+    folder: Path  # the folder that the model was loaded from
     audio_window_s: int
     fingerprint: str  # of the weights' values, see `weights_fingerprint`
 

@@ -51,7 +51,7 @@ def prompt_ids(whisper: Whisper, language: str) -> list[int]:
     token = prompt_language(whisper.model, language)
     if whisper.english_only and token != "<|en|>":
         raise PipelineError(
-            f"{whisper.source} is an English-only model, the language is '{language}': expected a multilingual Whisper"
+            f"{whisper.model_id} is an English-only model, the language is '{language}': expected a multilingual Whisper"
         )
     chosen = [] if whisper.english_only else [token, "<|transcribe|>"]
     names = ["<|startoftranscript|>", *chosen, "<|notimestamps|>"]
@@ -60,7 +60,7 @@ def prompt_ids(whisper: Whisper, language: str) -> list[int]:
     for name, token in zip(names, ids, strict=True):
         if token is None or token == tokenizer.unk_token_id:
             raise PipelineError(
-                f"{whisper.source}: no token {name}: it does not know this language; give a model that does, or "
+                f"{whisper.model_id}: no token {name}: it does not know this language; give a model that does, or "
                 f"{how_to_name_a_token(language).partition(': ')[2]}"
             )
     return ids

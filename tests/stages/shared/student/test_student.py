@@ -304,7 +304,7 @@ def test_activation_dropout_is_refused(whisper):
 
 def saved(whisper: Whisper, folder: Path) -> Student:
     student = with_expert(whisper)
-    facts = {"base": whisper.source, "base_weights": whisper.fingerprint, "audio_window_s": whisper.audio_window_s}
+    facts = {"base": whisper.model_id, "base_weights": whisper.fingerprint, "audio_window_s": whisper.audio_window_s}
     save_expert(student, "cs", folder, facts)
     return student
 
