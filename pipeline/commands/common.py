@@ -20,7 +20,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def chosen(params: Params, languages: list[str]) -> list[str]:
+def languages_or_all(params: Params, languages: list[str]) -> list[str]:
+    """Returns `languages`, or all of the parameters if it is empty. Raises PipelineError if both are."""
     if not languages and not params.languages:
         raise PipelineError("no language: give --lang, or name languages in params.yaml (expected in this folder)")
     return languages or list(params.languages)

@@ -5,7 +5,7 @@ import torch
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
-from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source, token
+from pipeline.commands.common import chosen_device, languages_or_all, load_any, say, teacher_source, token
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -25,7 +25,9 @@ def evaluate(
         _evaluate(params, *item, further, base, device)
 
     items = [
-        (language, system) for language in chosen(params, languages) for system in systems or _systems(params, language)
+        (language, system)
+        for language in languages_or_all(params, languages)
+        for system in systems or _systems(params, language)
     ]
     each(items, " ".join, evaluate_one)
 

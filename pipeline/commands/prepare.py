@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from cache.errors import PipelineError
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED
-from pipeline.commands.common import chosen, say, token
+from pipeline.commands.common import languages_or_all, say, token
 from pipeline.errors import each
 from pipeline.options import printable
 from pipeline.params import Params, checked
@@ -40,7 +40,7 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: R
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
         _prepare(params, language, settings, f"@{test}" if test else "", rerun)
 
-    items = [(language, test) for language in chosen(params, languages) for test in [None, *further]]
+    items = [(language, test) for language in languages_or_all(params, languages) for test in [None, *further]]
     each(items, lambda item: f"{item[0]} {item[1] or ''}".strip(), prepare_one)
 
 
