@@ -8,9 +8,10 @@ import torch
 
 from cache import files, storage
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from cache.storage import AnyPath
 from stages.shared.student.metadata import BASE_FIELDS, check_base, read_metadata
-from stages.shared.student.packing import Precision, Progress, Tensors, pack, silent, unpack
+from stages.shared.student.packing import Precision, Tensors, pack, unpack
 from stages.shared.student.published import (
     check_published_base,
     file_name,
@@ -57,7 +58,7 @@ def write_expert(
     metadata: Mapping[str, Any],
     precision: Precision = "fp16",
     rank: int | None = None,
-    progress: Progress = silent,
+    progress: Progress[str] = silent,
 ) -> None:
     """Writes an expert: its weights as `pack` stores them, and `metadata` (its base, window, training) beside them.
 

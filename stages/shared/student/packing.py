@@ -1,11 +1,12 @@
 """An expert's tensors as they are stored: its values, or what it changed of the shared block in 8 bits or of low rank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from stages.shared.student.config import GATE_DIM
 
 Precision = Literal["fp16", "fp32", "int8"]
@@ -13,11 +14,6 @@ Tensors = Mapping[str, torch.Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape and type
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 LARGEST = 127  # int8, symmetric
-Progress = Callable[[int, int, str], None]  # done, all, a note
-
-
-def silent(done: int, total: int, note: str) -> None:
-    return None
 
 
 def pack(
@@ -25,7 +21,7 @@ def pack(
     shared: Tensors,
     precision: Precision = "fp16",
     rank: int | None = None,
-    progress: Progress = silent,
+    progress: Progress[str] = silent,
 ) -> dict:
     """`state`, an expert with its gates, -> the tensors to store; `shared` has the frozen FFNs' under the experts' names.
 
