@@ -56,10 +56,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=not letters, indent=2))
 
 
-def print_facts(
+def print_descriptions(
     found: list[dict[str, Any]], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
 ) -> None:
-    """Prints each folder's facts as JSON, or the folder's name and below it the `lines` (name, text) made of them."""
+    """Prints each folder's description as JSON, or the folder's name and below it the `lines` (name, text) made from it."""
     if as_json and found:
         print_json(found)
         return

@@ -12,7 +12,7 @@ from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.errors import each
-from pipeline.options import print_facts, print_json, printable
+from pipeline.options import print_descriptions, print_json, printable
 from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -44,7 +44,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     try:
         each(folders, str, look)
     finally:
-        print_facts(found, as_json, _lines)
+        print_descriptions(found, as_json, _lines)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

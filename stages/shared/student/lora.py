@@ -1,4 +1,4 @@
-"""LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
+"""LoRA on the feed-forward blocks (the published baseline), stored as a PEFT adapter folder with `lora.json` beside it."""
 
 import warnings
 from collections.abc import Mapping

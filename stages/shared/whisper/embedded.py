@@ -69,12 +69,12 @@ def _convert(source: Path, folder: Path) -> None:
     data = b"".join((source / f"model.bin.part{part}").read_bytes() for part in (1, 2))
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise PipelineError(f"{PACKAGES[0]} {VERSION}: sha256 of the weights is {found}, expected {SHA256}")
-    facts = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text())
     tokenizer = WhisperTokenizer(tokenizer_object=Tokenizer.from_file(str(source / "tokenizer.json")))
-    model = WhisperForConditionalGeneration(_config(facts))
+    model = WhisperForConditionalGeneration(_whisper_base_config())
     # strict: every tensor of the model is in the file and the other way round, but for the tied output projection
     model.load_state_dict(transformers_state(read_variables(data)), strict=True)
-    model.generation_config = _generation_config(facts, tokenizer)
+    model.generation_config = _generation_config(config, tokenizer)
     model.half().save_pretrained(folder)  # the source is fp16: nothing is lost
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
@@ -158,7 +158,7 @@ def _renamed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {prefix + (_NAMES[rest] if rest in _NAMES else f"{_NAMES.get(module, module)}.{kind}"): tensor}
 
 
-def _config(facts: dict) -> WhisperConfig:
+def _whisper_base_config() -> WhisperConfig:
     """Whisper-base: 6 layers of 512 with 8 heads on either side."""
     width = dict(d_model=512, encoder_ffn_dim=2048, decoder_ffn_dim=2048)
     heads = dict(encoder_attention_heads=8, decoder_attention_heads=8)
@@ -169,13 +169,13 @@ def _config(facts: dict) -> WhisperConfig:
     )
 
 
-def _generation_config(facts: dict, tokenizer: WhisperTokenizer) -> GenerationConfig:
-    names = [tokenizer.convert_ids_to_tokens(token) for token in facts["lang_ids"]]
+def _generation_config(config: dict, tokenizer: WhisperTokenizer) -> GenerationConfig:
+    names = [tokenizer.convert_ids_to_tokens(token) for token in config["lang_ids"]]
     return GenerationConfig(
-        alignment_heads=facts["alignment_heads"],
-        suppress_tokens=facts["suppress_ids"],
-        begin_suppress_tokens=facts["suppress_ids_begin"],
-        lang_to_id=dict(zip(names, facts["lang_ids"], strict=True)),
+        alignment_heads=config["alignment_heads"],
+        suppress_tokens=config["suppress_ids"],
+        begin_suppress_tokens=config["suppress_ids_begin"],
+        lang_to_id=dict(zip(names, config["lang_ids"], strict=True)),
         task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in TASK_IDS},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
         prev_sot_token_id=tokenizer.convert_tokens_to_ids("<|startofprev|>"),

@@ -19,7 +19,7 @@ from stages.shared.whisper.models import load_whisper
 def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
     """Of Czech, in float16, whose difference has two large components and many small ones."""
     whisper = load_whisper(str(tiny_whisper), 1)
-    facts = {"base": str(tiny_whisper), "base_weights": whisper.fingerprint, "audio_window_s": 1, "method": "clsr"}
+    metadata = {"base": str(tiny_whisper), "base_weights": whisper.fingerprint, "audio_window_s": 1, "method": "clsr"}
     student = Student.from_whisper(whisper.model)
     student.add_expert("cs")
     random = torch.Generator().manual_seed(2)
@@ -28,7 +28,7 @@ def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
         if parameter.dim() == 2:
             rows, columns = parameter.shape
             parameter.data += 0.02 * torch.randn(rows, 2, generator=random) @ torch.randn(2, columns, generator=random)
-    save_expert(student, "cs", tmp_path / "experts", {**facts, "validation_wer": 0.25, "step": 7})
+    save_expert(student, "cs", tmp_path / "experts", {**metadata, "validation_wer": 0.25, "step": 7})
     return tmp_path / "experts"
 
 
