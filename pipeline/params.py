@@ -188,13 +188,13 @@ def checked(model: Any, values: dict[str, Any], where: str) -> Any:
         return model.validate_python(values) if isinstance(model, TypeAdapter) else model.model_validate(values)
     except ValidationError as error:
         complaints = [
-            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']} (found {_short(e['input'])})"
+            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']} (found {_abbreviated(e['input'])})"
             for e in error.errors()
         ]
         raise PipelineError(f"{where}: {'; '.join(complaints)}") from None
 
 
-def _short(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

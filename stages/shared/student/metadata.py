@@ -10,6 +10,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
+from stages.shared.student.packing import dtype_name
 from stages.shared.whisper.models import (
     Whisper,
     WhisperSource,
@@ -59,7 +60,7 @@ def base_metadata(
         name = f"./{name}"  # else a folder `a/b` reads like a model of the hub
     return {
         "base": name,
-        "base_dtype": _short(dtype),
+        "base_dtype": dtype_name(dtype),
         "base_weights": fingerprints.get(dtype) or fingerprint or weights_fingerprint(parameters),
         **{ROUNDED[half]: rounded for half, rounded in fingerprints.items()},
         "base_parameters": parameter_count(parameters),
@@ -79,13 +80,13 @@ def check_base(
             f"{path} was trained with audio_window_s {metadata['audio_window_s']}, the model has {audio_window_s}: they "
             "must agree; `load_model` loads the base with the right window"
         )
-    trained, here = metadata.get("base_dtype", _short(torch.float32)), _coarsest(parameters)
-    halves = {_short(half): half for half in ROUNDED}
+    trained, here = metadata.get("base_dtype", dtype_name(torch.float32)), _coarsest(parameters)
+    halves = {dtype_name(half): half for half in ROUNDED}
     common = here if here != torch.float32 else halves.get(trained, torch.float32)
-    wanted = metadata["base_weights"] if _short(common) == trained else metadata.get(ROUNDED[common])
+    wanted = metadata["base_weights"] if dtype_name(common) == trained else metadata.get(ROUNDED[common])
     if wanted is None:
         warnings.warn(
-            f"{path} was trained on {trained} weights; whether a model in {_short(here)} has the same ones cannot be "
+            f"{path} was trained on {trained} weights; whether a model in {dtype_name(here)} has the same ones cannot be "
             "compared: load the base in float32 to be sure",
             stacklevel=3,
         )
@@ -99,10 +100,6 @@ def check_base(
 def _coarsest(parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
     found = {tensor.dtype for tensor in parameters.values()}
     return next((half for half in ROUNDED if half in found), torch.float32)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def find_base(metadata: Mapping[str, Any], folder: AnyPath, base: str | None = None) -> WhisperSource:

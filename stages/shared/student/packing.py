@@ -126,9 +126,8 @@ def misfit(found: Tensors, wanted: Mapping[str, tuple[tuple[int, ...], torch.dty
         if tuple(tensor.shape) != shape:
             return f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}"
         if tensor.dtype != dtype and not (dtype is None and tensor.is_floating_point()):
-            return (
-                f"tensor '{name}' is of type {_short(tensor.dtype)}, expected {_short(dtype) if dtype else 'a float'}"
-            )
+            expected = dtype_name(dtype) if dtype else "a float"
+            return f"tensor '{name}' is of type {dtype_name(tensor.dtype)}, expected {expected}"
     return ""
 
 
@@ -185,5 +184,6 @@ def _decoded(name: str, tensors: Tensors) -> torch.Tensor:
     return x * tensors[f"{name}.scale"][:, None] if f"{name}.scale" in tensors else x
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns 'float16' for torch.float16, and so on."""
     return str(dtype).removeprefix("torch.")
