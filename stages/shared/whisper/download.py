@@ -1,4 +1,4 @@
-"""Models fetched from a store."""
+"""Downloads models from an object store."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from cache.storage import RemotePath
 
 
 def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
-    """A local copy of the files in `folder` whose names match; made once for the same files with the same content."""
+    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once."""
     versions = {
         name: version
         for name, version in sorted(storage.versions(folder).items())
@@ -27,6 +27,6 @@ def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
             whole.mkdir()
             for name in versions:
                 files.download(folder / name, whole / name)
-            if not copy.is_dir():  # another process may have been as quick
+            if not copy.is_dir():  # another process may have finished first
                 whole.rename(copy)
     return copy
