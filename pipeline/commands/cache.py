@@ -17,7 +17,7 @@ from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
 IDS_SHOWN = 10
-# The settings that are shown on a line; --json shows all.
+# The settings that `info` prints on one line. --json prints all.
 MADE_WITH = (
     "targets",
     "dtype",
@@ -107,7 +107,7 @@ def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
 
 
 def _audio_faults(record: dict) -> list[str]:
-    """Compares the audio of an utterance with what its record says of it."""
+    """Compares the audio of an utterance with its record. Returns a line for each difference."""
     try:
         samples = decode_flac(record["audio"], record["seconds"])
     except PipelineError as error:

@@ -50,7 +50,7 @@ def _evaluate(
 
 
 def _systems(params: Params, language: str) -> list[str]:
-    """The base, the teacher, and every method with a finished student."""
+    """Returns the base, the teacher, and every method with a finished student."""
     trained = [m for m in METHODS if (params.paths.model([language], m) / "training.json").exists()]
     return ["base", "teacher", *trained]
 
@@ -65,5 +65,5 @@ def _source(params: Params, language: str, system: str) -> str:
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
         )
-    # of several languages' one model, where that lies
+    # one model of several languages lies in another folder
     return str(read_json(folder / "training.json").get("model", folder))

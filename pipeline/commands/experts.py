@@ -20,10 +20,15 @@ from stages.shared.student.published import check_published_base, find_published
 from stages.shared.whisper.models import parameter_count
 from stages.shared.whisper.window import FULL_WINDOW_S
 
-BYTES_PER_PARAMETER = 2  # of the base in float16, as it is released
+BYTES_PER_PARAMETER = 2  # the base is released in float16
 
 
 def import_published(base_source: str, source: str, language: str, out: AnyPath, check_base: bool) -> None:
+    """Writes the published expert at `source` (folder, URL or hub id) to `out`, in our layout.
+
+    check_base: require a full checkpoint, whose base is compared. Raises PipelineError where the base or the expert does not
+    fit, or where `out` holds an expert.
+    """
     _refuse_taken(out)
     folder, line = find_published(source, language, check_base)
     say(line)
@@ -32,21 +37,21 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     state = read_published(folder, language, shared)
     checked = check_published_base(folder, dict(base.model.named_parameters()), base.model_id)
     if check_base and not checked:
-        raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
+        raise PipelineError(f"{folder}: holds no full checkpoint: --check-base has nothing to compare the base with")
     named = base_metadata(base.model_id, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
     metadata = {**named, "base_checked": checked, "source": source}
     with sole_writer(out):
         _refuse_taken(out)
         experts.write_expert(out, language, state, shared, metadata, _exact_precision(state))
-    trained_beside = f"beside {base.model_id}, as its checkpoint has it"
-    unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.model_id} was not checked"
-    say(f"{out}: {_summary(describe(out))}; {trained_beside if checked else unchecked}")
+    equal = f"the base in its checkpoint equals {base.model_id}"
+    unchecked = f"{source} has no full checkpoint here: whether its base is {base.model_id} was not checked"
+    say(f"{out}: {_summary(describe(out))}; {equal if checked else unchecked}")
 
 
 def compress(
     folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None, base_source: str | None = None
 ) -> None:
-    """base_source: where the base lies, instead of where the expert names it."""
+    """Writes the expert in `folder` to `out` in fewer bytes. base_source: of its base; None takes the one that it names."""
     _refuse_taken(out)
     metadata = experts.read_expert_metadata(folder)
     base = load_base(find_base(metadata, folder, base_source), metadata, folder / experts.METADATA)
@@ -68,7 +73,7 @@ def compress(
 
 
 def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
-    return f"{100 * kept(state, stored, shared):.2f} % of what it changed of the FFNs is kept (squared norm)"
+    return f"{100 * kept(state, stored, shared):.2f} % of what training changed in the FFNs is kept (squared norm)"
 
 
 def _refuse_taken(out: AnyPath) -> None:
@@ -77,7 +82,7 @@ def _refuse_taken(out: AnyPath) -> None:
 
 
 def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
-    """float16 where that loses nothing, else float32."""
+    """Returns fp16 if that loses nothing, else fp32."""
     return "fp16" if all(torch.equal(tensor.half().float(), tensor) for tensor in state.values()) else "fp32"
 
 
@@ -90,7 +95,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
 
 
 def describe(folder: AnyPath) -> dict[str, Any]:
-    """What the folder's `experts.json` says, with its weights' bytes and their share of the base's in float16."""
+    """Returns the folder's metadata, the bytes of its weights, and their share of the base's size in float16."""
     metadata = experts.read_expert_metadata(folder)
     name = folder / experts.WEIGHTS
     size = storage.sizes(folder).get(experts.WEIGHTS)

@@ -27,7 +27,7 @@ class CorpusChoice:
 
     corpus: str | None
     path: str | None
-    columns: str | None  # OURS=THEIRS, separated by commas
+    columns: str | None  # pairs OURS=THEIRS, separated by commas
 
 
 def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: Rerun) -> None:
@@ -36,7 +36,7 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: R
     def prepare_one(item: tuple[str, str | None]) -> None:
         language, test = item
         if test is None and token(params, language) is None and language not in LANGUAGES:
-            say(f"{how_to_name_a_token(language)}; its preparation needs none")
+            say(f"{how_to_name_a_token(language)}; `prepare` does not need one")
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
         _prepare(params, language, settings, f"@{test}" if test else "", rerun)
 
@@ -87,7 +87,7 @@ def _own_corpus(params: Params, language: str, choice: CorpusChoice) -> CorpusSe
 
 
 def _columns(corpus: str, text: str) -> dict[str, Any]:
-    """Returns what --columns says as settings of the corpus."""
+    """Returns --columns as settings of the corpus."""
     pairs = [part.partition("=") for part in text.split(",")]
     if wrong := [part[0] for part in pairs if not all(part)]:
         raise click.BadParameter(f"'{wrong[0]}': expected OURS=THEIRS, …", param_hint="--columns")

@@ -63,7 +63,9 @@ def locate(source: str, base: str | None = None) -> ModelSource:
         metadata = lora.read_adapter_metadata(folder)
         return ModelSource(source, "adapter", folder, find_base(metadata, folder, base), metadata)
     if base is not None:
-        raise PipelineError(f"{source}: holds neither experts nor an adapter, so that --base {base} is of no use")
+        raise PipelineError(
+            f"{source}: holds neither experts nor an adapter: --base {base} has no effect, leave it out"
+        )
     found = find_model(source)
     return ModelSource(source, "whisper", found.folder, found)
 

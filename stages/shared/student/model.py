@@ -183,7 +183,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             parameter.data.copy_(state[name])
 
     def route(self, languages: Languages, noise: float = 0.0) -> AbstractContextManager[Routing]:
-        """Within the block, calls of the model without a language use these experts, and their gates go into the result.
+        """Makes calls of the model without a language use these experts, within the block. The result has their gates.
 
         noise: see `Routing`. Other threads do not see the languages.
         """

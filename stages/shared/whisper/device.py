@@ -50,7 +50,7 @@ def use_all_cores() -> None:
 
 @contextmanager
 def fast_products(dtype: torch.dtype) -> Iterator[None]:
-    """Within the block, float32 matrix products round their factors if `dtype` has 16 bits. Sums and results stay float32.
+    """Rounds the factors of float32 products within the block, if `dtype` has 16 bits. Sums and results stay float32.
 
     bfloat16: bf16 on a CPU, TF32 on a GPU. float16: TF32 on a GPU, which has as many mantissa bits; a CPU has nothing.
     """

@@ -50,7 +50,7 @@ def test_compress(precision, rank, experts, tiny_whisper, tmp_path, monkeypatch,
     assert said.out == ""
     share = kept(state, expected, shared)
     assert share > (0.9 if rank else 0.99)
-    assert f"{100 * share:.2f} % of what it changed of the FFNs is kept" in said.err
+    assert f"{100 * share:.2f} % of what training changed in the FFNs is kept" in said.err
     assert f"experts compress {experts}: {len(state)}/{len(state)} tensors" in said.err
     before, after = facts_of(experts), facts_of(out)
     assert after.pop("compressed_from") == {"precision": "fp16", "rank": None}

@@ -81,7 +81,7 @@ def test_imported(tiny_whisper, tmp_path, monkeypatch, capsys):
     arguments = ["experts", "import", str(folder), "--lang", "galician", "--base", str(tiny_whisper), "--out", str(out)]
     assert run(monkeypatch, *arguments) == 0
     assert f"{out}: expert for gl, " in (said := capsys.readouterr().err)
-    assert f"beside {tiny_whisper}, as its checkpoint has it" in said
+    assert f"the base in its checkpoint equals {tiny_whisper}" in said
     loaded = load_model(str(out))
     assert loaded.student is not None
     assert_agrees(loaded.student, "gl", *reference(model, made, "galician"))
@@ -306,9 +306,9 @@ def test_a_base_that_must_be_checked(tiny_whisper, tmp_path, monkeypatch, capsys
     _, _, folder = published(tiny_whisper, tmp_path / "published", None)
     arguments = ["--lang", "ca", "--base", str(tiny_whisper), "--out", str(tmp_path / "out")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments, "--check-base") == 1
-    assert "no full checkpoint in it" in capsys.readouterr().err
+    assert "holds no full checkpoint" in capsys.readouterr().err
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 0
-    assert f"whether it was trained beside {tiny_whisper} was not checked" in capsys.readouterr().err
+    assert f"whether its base is {tiny_whisper} was not checked" in capsys.readouterr().err
     assert find_published(str(folder), "ca", False) == (folder, f"{folder}: local folder")
 
 
