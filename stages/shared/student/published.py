@@ -19,7 +19,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student.config import GATE_DIM
 from stages.shared.student.packing import Tensors, expert_shapes, misfit, not_finite
-from stages.shared.whisper.download import fetched
+from stages.shared.whisper.download import download_matching
 from stages.shared.whisper.languages import without_token
 from stages.shared.whisper.models import HUB_TIMEOUT_S
 from stages.shared.whisper.weights import read_weights
@@ -53,7 +53,7 @@ def find_published(source: str, language: str, whole: bool) -> tuple[Path, str]:
     wanted = (file_name(language), CONFIG, *(CHECKPOINT_PATTERNS if whole else ()))
     folder = storage.path(source)
     if not isinstance(folder, Path):
-        copy = fetched(folder, wanted)
+        copy = download_matching(folder, wanted)
         found = copy, f"{source}: copied to {copy}"
     elif folder.is_dir():
         found = folder, f"{source}: local folder"

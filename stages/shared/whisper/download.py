@@ -11,7 +11,7 @@ from cache import files, storage
 from cache.storage import RemotePath
 
 
-def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
+def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
     """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once."""
     versions = {
         name: version

@@ -13,7 +13,7 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTok
 
 from cache import storage
 from cache.errors import PipelineError, is_out_of_memory
-from stages.shared.whisper.download import fetched
+from stages.shared.whisper.download import download_matching
 from stages.shared.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.shared.whisper.embedded import embedded_whisper_base
 from stages.shared.whisper.window import cut_audio_window, recorded_window
@@ -56,7 +56,7 @@ def find_model(source: str) -> WhisperSource:
     folder = storage.path(source)
     if not isinstance(folder, Path):
         _check_names(source, set(storage.sizes(folder)))
-        copy = fetched(folder, FILES)
+        copy = download_matching(folder, FILES)
         return WhisperSource(source, copy, f"{source}: copied to {copy}")
     if folder.is_dir():
         return WhisperSource(source, _checked(folder), f"{source}: local folder")
