@@ -80,19 +80,19 @@ def run(command: Callable[[], Any]) -> int:
             return status
 
 
-def each(items: Sequence[T], name: Callable[[T], object], work: Callable[[T], object], alone: bool = True) -> None:
+def each(items: Sequence[T], name: Callable[[T], object], work: Callable[[T], object], go_on: bool = True) -> None:
     """Calls `work` on every item. An error is printed on standard error with the item's name, and the others are still done.
 
     Raises PipelineError at the end, with the number and the names of the failed items. A single item raises its own error.
     Errors that would also stop the others are raised at once: wrong usage, a full disk, no host memory, an interruption.
-    alone: False where other processes work on the same items in step. Then every error is raised at once.
+    go_on: False where other processes work on the same items in step. Then every error is raised at once.
     """
     failed = []
     for item in items:
         try:
             work(item)
         except Exception as error:
-            if len(items) == 1 or not alone or _stops_all(error):
+            if len(items) == 1 or not go_on or _stops_all(error):
                 raise
             failed.append(str(name(item)))
             message = explained(error)[0]

@@ -29,7 +29,7 @@ def adapt_teacher(params: Params, languages: list[str], rerun: Rerun) -> None:
             _write_pointer(params, out, rerun)
             say(f"{language}: {params.teacher.model} teaches as it is")
 
-    each(languages_or_all(params, languages), str, adapt_one, alone=processes.count == 1)
+    each(languages_or_all(params, languages), str, adapt_one, go_on=processes.count == 1)
     leave_processes()
 
 

@@ -38,7 +38,7 @@ def train_student(
 
     groups = [languages] if together else [[language] for language in languages]
     runs = [(group, method) for group in groups for method in methods]
-    each(runs, lambda run: f"{'+'.join(run[0])} {run[1]}", train_one, alone=processes.count == 1)
+    each(runs, lambda run: f"{'+'.join(run[0])} {run[1]}", train_one, go_on=processes.count == 1)
     leave_processes()
 
 
