@@ -1,8 +1,8 @@
-"""Makes a small Whisper good at a language, from a large teacher that is run once: the command line, and what Python code uses.
+"""The command line, and the names that Python code imports:
 
     from pipeline import DistilWhisperForConditionalGeneration, load_model, transcribe
 
-These names are loaded at their first use, so that the command line starts without torch.
+They are loaded at their first use, so that the command line starts without torch.
 """
 
 import importlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stages.shared.student.loading import LoadedModel, load_model
     from stages.transcribe.run import Transcript, transcribe
 
-# Name -> the module that has it. `auto` also tells transformers' Auto classes and pipelines about the model.
+# Name -> the module that has it. Importing `auto` also registers the model with transformers' Auto classes.
 _LOADED_FROM = {
     "DistilWhisperForConditionalGeneration": "stages.shared.student.auto",
     "LoadedModel": "stages.shared.student.loading",

@@ -31,7 +31,7 @@ from stages.shared.methods import METHODS
     type=click.Path(path_type=Path),
     default="params.yaml",
     envvar="PIPELINE_PARAMS",
-    help="The file of the parameters.",
+    help="The parameter file.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Overrides a parameter, e.g. --set train.epochs=3."
@@ -39,7 +39,7 @@ from stages.shared.methods import METHODS
 @click.version_option(package_name="whisper-offline-distillation")
 @click.pass_context
 def cli(ctx: click.Context, path: Path, settings: tuple[str, ...]) -> None:
-    """Make a small Whisper good at a language, with a large teacher that is run once."""
+    """Make a small Whisper good at a language, with a large teacher that runs once."""
     named = ctx.get_parameter_source("path") != click.core.ParameterSource.DEFAULT
     if named and not path.exists():
         raise click.BadParameter(f"{path}: no such file", param_hint="--params")
@@ -65,13 +65,15 @@ def _assignment(text: str) -> tuple[str, Any]:
     ),
 )
 @lang_option
-@click.option("--corpus", type=click.Choice(list(CORPORA)), help="Overrides the language's corpus; with --path.")
-@click.option("--path", "corpus_path", help="Where the corpus lies; for a dataset also its hub id.")
+@click.option(
+    "--corpus", type=click.Choice(list(CORPORA)), help="Overrides the language's corpus; --path tells where it lies."
+)
+@click.option("--path", "corpus_path", help="Folder, file or URL of the corpus; for a dataset also its hub id.")
 @click.option(
     "--columns",
     metavar="OURS=THEIRS,…",
-    help="With --corpus manifest or dataset: what its table calls our columns path, text, speaker, split and id "
-    "(of a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
+    help="With --corpus manifest or dataset: the names in its table of our columns path, text, speaker, split and id "
+    "(for a dataset audio, text and speaker), such as text=transcription,path=audio_filepath.",
 )
 @click.option("--format", "prepare__format", type=click.Choice(FORMATS), help="Format of the shards.")
 @rerun_options
@@ -99,7 +101,7 @@ def prepare_command(
     ),
 )
 @click.option(
-    "--method", type=click.Choice(list(METHODS)), help="Show `train` as this method has it, by `methods` and defaults."
+    "--method", type=click.Choice(list(METHODS)), help="Show `train` with the defaults and changes of this method."
 )
 @lang_option
 @json_option

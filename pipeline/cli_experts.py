@@ -7,7 +7,9 @@ import click
 from cache.storage import AnyPath
 from pipeline.options import base_option, examples, folders_argument, json_option, language_of, params_of, path_of
 
-out_option = click.option("--out", required=True, callback=path_of, metavar="DIR", help="A folder without experts.")
+out_option = click.option(
+    "--out", required=True, callback=path_of, metavar="DIR", help="The folder to write; it must not hold an expert yet."
+)
 
 
 @click.group("experts", epilog=examples("pipeline experts info models/cs/clsr-kd"))
@@ -28,20 +30,20 @@ def experts_group() -> None:
 @out_option
 @click.option(
     "--base",
-    help="Hub id or folder of the Whisper that the experts were trained beside; default: the parameters' student.",
+    help="Hub id or folder of the Whisper that the experts were trained with; default: the parameters' student.",
 )
 @click.option(
     "--check-base",
     is_flag=True,
-    help="Fail where the base cannot be compared with the published checkpoint; from a hub, fetch it (1 GB or more).",
+    help="Fail if the base cannot be compared with the published checkpoint. From the hub, this downloads it (1 GB or more).",
 )
 @click.pass_context
 def import_command(
     ctx: click.Context, source: str, language: str, out: AnyPath, base: str | None, check_base: bool
 ) -> None:
-    """Import one language's published expert: expert.<language>.bin in SRC, a folder or a hub id.
+    """Import the published expert of one language: expert.<language>.bin in SRC, a folder, a URL or a hub id.
 
-    Its values are kept exactly. If SRC holds a full checkpoint, the weights of its base must be those of ours.
+    Its values are kept exactly. If SRC holds a full checkpoint, its base must have the same weights as --base.
     """
     from pipeline.commands.experts import import_published
 

@@ -1,4 +1,4 @@
-"""`pipeline train-student`, `evaluate` and `transcribe`: a student, from training to use."""
+"""`pipeline train-student`, `evaluate` and `transcribe`: the commands that train and use a student."""
 
 from typing import Any
 
@@ -47,8 +47,8 @@ SYSTEMS = ("base", "teacher", *METHODS)
 @click.option("--epochs", "train__epochs", type=float, help="Passes over the training utterances.")
 @click.option("--max-steps", "train__max_steps", type=int, help="Optimizer steps; overrides --epochs.")
 @click.option("--batch-size", "train__batch_size", type=int, help="Utterances in a batch.")
-@click.option("--learning-rate", "train__learning_rate", type=float, help="At the end of the warm-up.")
-@click.option("--seed", "train__seed", type=int, help="Of all random numbers of the run.")
+@click.option("--learning-rate", "train__learning_rate", type=float, help="Learning rate at the end of the warm-up.")
+@click.option("--seed", "train__seed", type=int, help="Seed of all random numbers of the run.")
 @click.option("--verify", "train__verify", is_flag=True, default=None, help="First check the hash of every shard.")
 @device_option
 @rerun_options
@@ -62,7 +62,7 @@ def train_student_command(
     rerun: Rerun,
     **flags: Any,
 ) -> None:
-    """Train experts, an adapter or a whole model on the shards. The teacher itself is not opened."""
+    """Train experts, an adapter or a whole model on the shards. The teacher is not loaded."""
     from pipeline.commands.train import train_student
 
     changes = pop_section(flags, "train")
@@ -104,10 +104,15 @@ def evaluate_command(
 @click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
 @click.argument("files", nargs=-1, required=True)
 @click.option(
-    "--lang", "languages", multiple=True, callback=languages_of, metavar="LANG", help="Default: the experts' language."
+    "--lang",
+    "languages",
+    multiple=True,
+    callback=languages_of,
+    metavar="LANG",
+    help="Code or name; default: the language that the model was trained for.",
 )
 @token_option
-@click.option("--model", required=True, help="A folder of experts, or any Whisper: folder or hub id.")
+@click.option("--model", required=True, help="Folder of experts or an adapter, or folder or hub id of any Whisper.")
 @base_option
 @device_option
 @click.pass_context

@@ -1,4 +1,4 @@
-"""`pipeline adapt-teacher` and `pipeline teacher-cache`: the teacher, before any student."""
+"""`pipeline adapt-teacher` and `pipeline teacher-cache`: the commands that run the teacher."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _as_it_is(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @rerun_options
 @click.pass_context
 def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
-    """Fine-tune the teacher on the language first, where teacher.adapt says so."""
+    """Fine-tune the teacher on a language, before teacher-cache, if the parameter teacher.adapt is set."""
     from pipeline.commands.adapt_teacher import adapt_teacher
 
     adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)
@@ -35,16 +35,19 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 )
 @lang_option
 @token_option
-@click.option("--teacher", callback=_as_it_is, help="Hub id or folder; it is used as it is.")
+@click.option("--teacher", callback=_as_it_is, help="Hub id or folder; this teacher is not adapted.")
 @click.option(
     "--targets",
     "teacher_cache__targets",
     type=click.Choice(["reference", "pseudo"]),
-    help="What is scored: the transcript, or the teacher's own.",
+    help="The text that is scored: the corpus' transcript, or the teacher's own.",
 )
-@click.option("--top-k", "teacher_cache__top_k", type=int, help="The most tokens kept at a position.")
+@click.option("--top-k", "teacher_cache__top_k", type=int, help="Greatest number of tokens kept at a position.")
 @click.option(
-    "--top-p", "teacher_cache__top_p", type=float, help="The mass that the kept tokens reach, if top-k allows."
+    "--top-p",
+    "teacher_cache__top_p",
+    type=float,
+    help="Probability that the kept tokens reach together, if --top-k allows.",
 )
 @click.option("--batch-size", "teacher_cache__batch_size", type=int, help="Utterances in a batch.")
 @click.option("--format", "teacher_cache__format", type=click.Choice(FORMATS), help="Format of the shards.")
@@ -59,7 +62,7 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
     "--workers",
     "cluster__workers",
     type=int,
-    help="Of the Ray cluster; default: one for each GPU, or as the CPUs allow.",
+    help="Number of Ray workers; default: one for each GPU, or as many as the CPUs allow.",
 )
 @click.option("--ray-address", "cluster__address", help="Default: RAY_ADDRESS, or a Ray cluster started for this run.")
 @rerun_options

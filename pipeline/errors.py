@@ -1,4 +1,4 @@
-"""How a command ends where something goes wrong: with one line on standard error, whatever it was."""
+"""Turns any error of a command into one line on standard error and an exit status."""
 
 import errno
 import io
@@ -28,9 +28,9 @@ T = TypeVar("T")
 DEBUG = "PIPELINE_DEBUG"
 VERSIONS = ("whisper-offline-distillation", "torch", "transformers")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-SIGPIPE_STATUS = 141  # as a shell reports a command whose output nobody reads any more
-MOST_NAMED = 20
-LESS_MEMORY = {  # what to do about it, by command
+SIGPIPE_STATUS = 141  # a shell reports it for a command whose output is closed
+MOST_NAMED = 20  # failed items that the last line names
+LESS_MEMORY = {  # command -> how it needs less memory
     "prepare": "lower prepare.shard_rows",
     "adapt-teacher": "lower teacher.adapt.batch_size and raise teacher.adapt.accumulate in its place, or set "
     "teacher.adapt.gradient_checkpointing: true",
@@ -42,11 +42,11 @@ LESS_MEMORY = {  # what to do about it, by command
 
 
 class Terminated(BaseException):
-    """SIGTERM, as a job scheduler sends it. Raised where the program is, so that what it holds is put in order."""
+    """SIGTERM, which a job scheduler sends. It is raised in the running code, whose clean-up is then done."""
 
 
 class Commands(click.Group):
-    """A group whose commands' errors are put into the user's terms."""
+    """A group of commands. Explains their errors to the user."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,7 +54,7 @@ class Commands(click.Group):
         except BrokenPipeError as error:
             if _stdout_is_closed():
                 raise click.exceptions.Exit(SIGPIPE_STATUS) from None
-            # click would take any broken pipe for that, and end without a word
+            # click takes any broken pipe for a closed output, and ends silently
             raise PipelineError(f"a connection was closed by the other side ({error.strerror})") from error
         except Exception as error:
             if is_out_of_memory(error):
@@ -63,7 +63,7 @@ class Commands(click.Group):
 
 
 def run(command: Callable[[], Any]) -> int:
-    """Runs `command` and returns the exit status: its own, or that of the error that has been printed."""
+    """Runs `command` and prints its error, if there is one. Returns the exit status."""
     show_every_character()
     with _terminable(), _errors_of_threads():
         try:
@@ -80,19 +80,19 @@ def run(command: Callable[[], Any]) -> int:
             return status
 
 
-def each(items: Sequence[T], name: Callable[[T], object], work: Callable[[T], object], alone: bool = True) -> None:
-    """Calls `work` on every item. One that fails is named on standard error, and the others are done all the same.
+def each(items: Sequence[T], name: Callable[[T], object], work: Callable[[T], object], go_on: bool = True) -> None:
+    """Calls `work` on every item. An error is printed on standard error with the item's name, and the others are still done.
 
-    Raises PipelineError with their number and names at the end; of a single item its own error. What would stop the
-    others, too, stops at once: wrong usage, a full disk, the host out of memory, an interruption. alone: False where
-    other processes work on the same items in step, so that none may be passed over.
+    Raises PipelineError at the end, with the number and the names of the failed items. A single item raises its own error.
+    Errors that would also stop the others are raised at once: wrong usage, a full disk, no host memory, an interruption.
+    go_on: False where other processes work on the same items in step. Then every error is raised at once.
     """
     failed = []
     for item in items:
         try:
             work(item)
         except Exception as error:
-            if len(items) == 1 or not alone or _stops_all(error):
+            if len(items) == 1 or not go_on or _stops_all(error):
                 raise
             failed.append(str(name(item)))
             message = explained(error)[0]
@@ -110,7 +110,7 @@ def _stops_all(error: Exception) -> bool:
 
 
 def explained(error: BaseException) -> tuple[str, int]:
-    """The line that says what went wrong, and the exit status. What nobody foresaw goes to a log file as well."""
+    """Returns the line for the user and the exit status. An unexpected error is also written to a log file."""
     if os.environ.get(DEBUG) == "1" and not isinstance(error, click.ClickException):
         print(_trace(error), file=sys.stderr)
     if isinstance(error, click.ClickException):
@@ -151,7 +151,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """With the errors that led to it, also those that a line for the user has replaced."""
+    """Returns the traceback with all errors that led to this one, also those hidden by `from None`."""
     cause: BaseException | None = error
     while cause is not None:
         cause.__suppress_context__ = cause.__cause__ is not None
@@ -160,7 +160,7 @@ def _trace(error: BaseException) -> str:
 
 
 def _account(error: BaseException) -> str:
-    """What a report of the fault needs. Passwords within addresses are left out, and so is the environment."""
+    """Returns what a report of the fault needs, without passwords in URLs and without the environment."""
     versions = [f"{name} {_version(name)}" for name in VERSIONS]
     lines = [
         f"{datetime.now():%Y-%m-%d %H:%M:%S}",
@@ -180,7 +180,7 @@ def _version(package: str) -> str:
 
 
 def _write_log(text: str) -> Path | None:
-    """Beside the downloads, or among the temporary files; None where neither can be written."""
+    """Writes a file beside the downloads, or among the temporary files. Returns None if neither is writable."""
     for folder_of in (lambda: download_folder() / "logs", lambda: Path(tempfile.gettempdir())):
         with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
             folder = folder_of()
@@ -194,20 +194,20 @@ def _write_log(text: str) -> Path | None:
 
 
 def say_error(message: str) -> None:
-    with suppress(OSError):  # nobody is there to read it
+    with suppress(OSError):  # standard error is closed
         print(f"pipeline: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def show_every_character() -> None:
-    """What a console's encoding lacks is written as an escape, such as \\u266a, instead of ending the command."""
+    """Prints characters that the console's encoding lacks as escapes, such as \\u266a, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):  # a stream whose descriptor has become another one
+            with suppress(OSError):  # the descriptor of the stream is closed or another one
                 stream.reconfigure(errors="backslashreplace")
 
 
 def _stdout_is_closed() -> bool:
-    """Whether what was printed cannot be written any more; then it is dropped, so that Python does not complain at its end."""
+    """Returns whether standard output is closed. Drops the rest of the output then: Python would complain at its end."""
     try:
         sys.stdout.flush()
         return False
@@ -223,7 +223,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM arrives as an error, where it would have ended the process at once."""
+    """Turns SIGTERM into an error within the block. By default it ends the process at once."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, _terminate)
@@ -236,7 +236,7 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def _errors_of_threads() -> Iterator[None]:
-    """What escapes a library's thread is a line, too."""
+    """Prints an error of a library's thread as one line, too."""
     before = threading.excepthook
     threading.excepthook = lambda caught: say_error(explained(caught.exc_value or SystemExit())[0])
     try:

@@ -1,4 +1,4 @@
-"""What the modules of the command line share."""
+"""Options, their callbacks and printing, for all modules of the command line."""
 
 import json
 import sys
@@ -14,23 +14,23 @@ from cache.storage import AnyPath, path
 base_option = click.option(
     "--base",
     metavar="FOLDER_OR_ID",
-    help="Folder or hub id of the base model of experts or an adapter, if it is not where they say; its weights are checked.",
+    help="Base of experts or an adapter: folder or hub id; default: the one that they name. Its weights are checked.",
 )
 
 
 def rerun_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --update and --restart. The command is given `rerun`: what becomes of earlier work."""
+    """Adds --update and --restart. The command gets `rerun`: what to do with earlier work."""
 
     @click.option(
         "--update",
         is_flag=True,
-        help="Keep earlier work of the same settings, inputs and stage version; remove any other and make it again.",
+        help="Keep earlier work with the same settings, inputs and stage version. Remove other work and make it again.",
     )
     @click.option(
         "--restart",
         is_flag=True,
-        help="Remove earlier work, whatever it is, and begin again. Where such a run is stopped, give the same command "
-        "without --restart to go on.",
+        help="Remove all earlier work and begin again. To go on after an interruption, give the same command without "
+        "--restart.",
     )
     @wraps(command)
     def with_rerun(*arguments: Any, update: bool, restart: bool, **options: Any) -> None:
@@ -46,7 +46,7 @@ def examples(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes line breaks and control characters: a name from elsewhere must not command the terminal."""
+    """Escapes line breaks and control characters: a name from a file must not control the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -56,10 +56,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=not letters, indent=2))
 
 
-def print_facts(
+def print_descriptions(
     found: list[dict[str, Any]], as_json: bool, lines: Callable[[dict[str, Any]], Iterable[tuple[str, str]]]
 ) -> None:
-    """Prints each folder's facts as JSON, or the folder's name and below it the `lines` (name, text) made of them."""
+    """Prints each folder's description as JSON, or the folder's name and below it the `lines` (name, text) made from it."""
     if as_json and found:
         print_json(found)
         return
@@ -70,7 +70,7 @@ def print_facts(
 
 
 def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Turns a code or a name into its code. Prints a line where it is taken as another language's."""
+    """Returns the code of a language. Prints a line if `value` is neither a code nor a usual name."""
     from stages.shared.whisper.languages import language_code, taken_as
 
     try:
@@ -83,7 +83,7 @@ def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """Turns codes or names, repeated or separated by commas, into codes, each once."""
+    """Returns the codes of languages, each once. An option may be repeated, and may have several separated by commas."""
     return list(dict.fromkeys(language_of(ctx, param, part) for value in values for part in value.split(",")))
 
 
@@ -111,21 +111,21 @@ lang_option = click.option(
 token_option = click.option(
     "--token",
     metavar="LANG",
-    help="The related language by whose token Whisper is prompted, for a language that it has no token for.",
+    help="For a language without a token in Whisper: the related language whose token is used in its place.",
 )
 
 
 def with_token(languages: list[str], token: str | None) -> dict[str, Any]:
-    """Returns `--token` as a flag for `params_of`: it is a parameter of the one language."""
+    """Returns `--token` as a flag for `params_of`: the parameter of one language."""
     if token is None:
         return {}
     if len(languages) != 1:
-        raise click.UsageError("--token needs --lang with one language; of several, name each one's in the parameters")
+        raise click.UsageError("--token needs --lang with one language; for several, name each token in the parameters")
     return {f"languages__{languages[0]}__token": token}
 
 
 def params_of(ctx: click.Context, **flags: Any):
-    """Returns the parameters with the given flags on top. `section__name` stands for `section.name`; None is not given."""
+    """Returns the parameters, overridden by flags. `section__name` stands for `section.name`. None: the flag was not given."""
     from pipeline.params import load_params
 
     params_path, overrides = ctx.obj
@@ -134,7 +134,7 @@ def params_of(ctx: click.Context, **flags: Any):
 
 
 def pop_section(flags: dict[str, Any], section: str) -> dict[str, Any]:
-    """Takes the flags `section__name` out of `flags`, and returns those that were given, by `name`."""
+    """Removes the flags `section__name` from `flags`. Returns those that were given, by `name`."""
     names = [name for name in flags if name.startswith(f"{section}__")]
     taken = {name.partition("__")[2]: flags.pop(name) for name in names}
     return {name: value for name, value in taken.items() if value is not None}

@@ -21,10 +21,10 @@ GROUPS = ("from_transcripts", "from_teacher")
 
 
 class Language(Settings):
-    corpus: CorpusSettings | None = Field(None, description="null: --corpus and --path tell `prepare`")
+    corpus: CorpusSettings | None = Field(None, description="null: `prepare` takes --corpus and --path")
     token: str | None = Field(
         None,
-        description="the language by whose token Whisper is prompted; needed where Whisper has no token for this one",
+        description="the language whose token stands for this one in prompts; needed where Whisper has none for it",
     )
 
     @field_validator("token")
@@ -47,12 +47,12 @@ class Baseline(Settings):
 class Teacher(Settings):
     model: str = "openai/whisper-large-v2"
     adapt: TrainSettings | None = Field(
-        None, description="the recipe to fine-tune the teacher first, on the training split; null: it teaches as it is"
+        None, description="the recipe to fine-tune the teacher first, on the training split; null: no fine-tuning"
     )
 
 
 class Methods(Settings):
-    """Which methods `dvc repro` trains, each with its changes to `train`."""
+    """The methods that `dvc repro` trains, each with its changes to `train`."""
 
     from_transcripts: dict[str, dict[str, Any]] = Field({CLSR.name: {}}, description="those without a teacher")
     from_teacher: dict[str, dict[str, Any]] = Field(
@@ -62,7 +62,7 @@ class Methods(Settings):
     @field_validator(*GROUPS)
     @classmethod
     def _in_their_group(cls, methods: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """DVC gives its stages the inputs of a group, so that each method must be in the right one."""
+        """Raises ValueError for a method in the wrong group: DVC gives its stages the inputs of their group."""
         for name in methods:
             if name not in METHODS:
                 raise ValueError(f"'{name}' is no method: expected one of {', '.join(METHODS)}")
@@ -72,12 +72,12 @@ class Methods(Settings):
         return methods
 
     def changes(self, method: str) -> dict[str, Any]:
-        """Returns the method's changes to `train`; none where it is not listed."""
+        """Returns the method's changes to `train`; none if the method is not listed."""
         return getattr(self, METHODS[method].group).get(method, {})
 
 
 class Paths(Settings):
-    """The folders, and how they are laid out."""
+    """The folders and their layout."""
 
     utterances: PathOrUrl = Path("data/utterances")
     teacher: PathOrUrl = Path("data/teacher")
@@ -98,7 +98,7 @@ class Paths(Settings):
         return self.teacher / language / "train"
 
     def model(self, languages: Sequence[str], method: str) -> AnyPath:
-        """Returns the folder of what a method has trained for a language, or for several together."""
+        """Returns the folder of what a method trains for a language, or for several languages together."""
         return self.models / "+".join(languages) / method
 
     def adapted_teacher(self, language: str) -> AnyPath:
@@ -132,13 +132,13 @@ class Params(Settings):
     @field_validator("languages")
     @classmethod
     def _by_their_codes(cls, languages: dict[str, Language]) -> dict[str, Language]:
-        """Takes codes only: DVC reads the keys as they are written, and folders are named by them."""
+        """Accepts codes only: DVC reads the keys as they are written, and folders have their names."""
         from stages.shared.whisper.languages import language_code, language_name
 
         for key in languages:
             if (code := language_code(key)) != key:
                 raise ValueError(
-                    f"'{key}' is taken as {language_name(code)}: write {code}, which its folders are named by"
+                    f"'{key}' is taken as {language_name(code)}: write {code}, as in the names of its folders"
                 )
         return languages
 
@@ -200,18 +200,18 @@ def checked(model: Any, values: dict[str, Any], where: str) -> Any:
         return model.validate_python(values) if isinstance(model, TypeAdapter) else model.model_validate(values)
     except ValidationError as error:
         complaints = [
-            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']} (found {_short(e['input'])})"
+            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']} (found {_abbreviated(e['input'])})"
             for e in error.errors()
         ]
         raise PipelineError(f"{where}: {'; '.join(complaints)}") from None
 
 
-def _short(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def method_settings(params: Params, method: str, flags: dict[str, Any]) -> TrainSettings:
-    """Returns `train` with the changes of the parameters' `methods`, and with those of flags on top."""
+    """Returns `train` with the method's changes in the parameters, and with those of `flags` on top."""
     changes = {**params.methods.changes(method), **flags}
     return checked(TrainSettings, {**params.train.model_dump(), **changes}, f"train, for method {method}")

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, a plain line now and then anywhere else."""
+"""Shows the progress of long work on standard error: a bar on a terminal, else a plain line from time to time."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ LINE_EVERY_S = 15.0
 
 
 class ProgressReport:
-    """Call it with done, total and a note, at first with what is done at the start.
+    """Shows progress each time it is called with done, total and a note. The first call tells what is done at the start.
 
     unit: what is counted, such as 'utterances' or 'steps'.
     """
@@ -44,9 +44,8 @@ class ProgressReport:
 
     def __call__(self, done: int, total: int, note: str) -> None:
         if self.first is None:
-            self.first = (
-                done  # what a resumed run found done does not count towards its speed, nor does loading a model
-            )
+            # the speed counts neither the work of an earlier run, nor the time for loading a model
+            self.first = done
             self.started = time.monotonic()
         elapsed = time.monotonic() - self.started
         speed = (done - self.first) / elapsed if elapsed > 0 else 0.0
@@ -59,11 +58,11 @@ class ProgressReport:
             print(f"{self.title}: {done}/{total} {self.unit}, {note}{left}", file=sys.stderr, flush=True)
 
     def audio(self, done: int, total: int, seconds: float) -> None:
-        """For work on recordings: `seconds` of audio done."""
+        """Shows the progress of work on recordings. seconds: of audio that is done."""
         self(done, total, f"{seconds / 3600:.2f} h of audio")
 
     def losses(self, done: int, total: int, losses: dict[str, float]) -> None:
-        """For training steps."""
+        """Shows the progress of training steps, with their losses."""
         self(
             done,
             total,

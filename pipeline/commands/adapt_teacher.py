@@ -4,7 +4,7 @@ from cache.files import write_json
 from cache.locks import sole_writer
 from cache.resume import Rerun, discard_if_changed
 from cache.storage import AnyPath
-from pipeline.commands.common import chosen, load, say
+from pipeline.commands.common import languages_or_all, load, say
 from pipeline.commands.train import joined, language_data, run_training
 from pipeline.errors import each
 from pipeline.params import Params
@@ -29,7 +29,7 @@ def adapt_teacher(params: Params, languages: list[str], rerun: Rerun) -> None:
             _write_pointer(params, out, rerun)
             say(f"{language}: {params.teacher.model} teaches as it is")
 
-    each(chosen(params, languages), str, adapt_one, alone=processes.count == 1)
+    each(languages_or_all(params, languages), str, adapt_one, go_on=processes.count == 1)
     leave_processes()
 
 

@@ -12,12 +12,12 @@ from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.errors import each
-from pipeline.options import print_facts, print_json, printable
+from pipeline.options import print_descriptions, print_json, printable
 from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
 IDS_SHOWN = 10
-# The settings that are shown on a line; --json shows all.
+# The settings that `info` prints on one line. --json prints all.
 MADE_WITH = (
     "targets",
     "dtype",
@@ -44,7 +44,7 @@ def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     try:
         each(folders, str, look)
     finally:
-        print_facts(found, as_json, _lines)
+        print_descriptions(found, as_json, _lines)
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -107,7 +107,7 @@ def verify(folders: tuple[AnyPath, ...], utterances: AnyPath | None) -> None:
 
 
 def _audio_faults(record: dict) -> list[str]:
-    """Compares the audio of an utterance with what its record says of it."""
+    """Compares the audio of an utterance with its record. Returns a line for each difference."""
     try:
         samples = decode_flac(record["audio"], record["seconds"])
     except PipelineError as error:

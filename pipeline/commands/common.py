@@ -1,4 +1,4 @@
-"""What several commands need: the chosen languages, a model with a line about it, where the teacher is."""
+"""Functions for several commands: which languages, device and teacher to use, and loading a model."""
 
 import sys
 
@@ -20,46 +20,48 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def chosen(params: Params, languages: list[str]) -> list[str]:
+def languages_or_all(params: Params, languages: list[str]) -> list[str]:
+    """Returns `languages`, or all of the parameters if it is empty. Raises PipelineError if both are."""
     if not languages and not params.languages:
         raise PipelineError("no language: give --lang, or name languages in params.yaml (expected in this folder)")
     return languages or list(params.languages)
 
 
 def token(params: Params, language: str) -> str | None:
-    """The language whose token stands for `language` in prompts, where the parameters name one."""
+    """Returns the language whose token stands for `language` in prompts, None if the parameters name none."""
     return params.languages[language].token if language in params.languages else None
 
 
 def needed_token(params: Params, language: str) -> str | None:
-    """As `token`. Raises PipelineError where Whisper has no token for the language and the parameters name none."""
+    """Returns what `token` does. Raises PipelineError if that is None and Whisper has no token for the language."""
     if token(params, language) is None and language not in LANGUAGES:
         raise PipelineError(how_to_name_a_token(language))
     return token(params, language)
 
 
 def chosen_device(params: Params) -> torch.device:
+    """Returns the device of the parameters. Also sets torch's threads and glibc's memory."""
     use_all_cores()
     keep_freed_memory()
     return choose_device(params.device)
 
 
 def load(source: str, audio_window_s: int | None) -> Whisper:
-    """Loads a plain Whisper, after a line that says where it comes from."""
+    """Loads a plain Whisper. First prints where it comes from."""
     found = find_model(source)
     say(found.line)
     return load_whisper(found, audio_window_s)
 
 
 def load_any(found: ModelSource, audio_window_s: int | None = None) -> LoadedModel:
-    """Loads a Whisper, or experts or an adapter with their base, after lines that say what they are."""
+    """Loads a Whisper, or experts or an adapter with their base. First prints what they are."""
     for line in found.lines:
         say(line)
     return load_model(found, audio_window_s)
 
 
 def teacher_source(params: Params, language: str) -> str:
-    """The folder or hub id of the language's teacher."""
+    """Returns the folder or hub id of the language's teacher. Raises PipelineError where an adapted one is missing."""
     if params.teacher.adapt is None:
         return params.teacher.model
     folder = params.paths.adapted_teacher(language)

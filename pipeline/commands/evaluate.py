@@ -6,7 +6,7 @@ import torch
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
-from pipeline.commands.common import chosen, chosen_device, load_any, say, teacher_source, token
+from pipeline.commands.common import chosen_device, languages_or_all, load_any, say, teacher_source, token
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -30,7 +30,9 @@ def evaluate(
         _evaluate(params, *item, further, base, device)
 
     items = [
-        (language, system) for language in chosen(params, languages) for system in systems or _systems(params, language)
+        (language, system)
+        for language in languages_or_all(params, languages)
+        for system in systems or _systems(params, language)
     ]
     each(items, " ".join, evaluate_one)
 
@@ -72,5 +74,5 @@ def _source(params: Params, language: str, system: str) -> str:
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
         )
-    # of several languages' one model, where that lies
+    # one model of several languages lies in another folder
     return str(read_json(folder / "training.json").get("model", folder))

@@ -11,7 +11,7 @@ from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.errors import each
-from pipeline.options import print_facts
+from pipeline.options import print_descriptions
 from pipeline.progress import ProgressReport
 from stages.shared.student import experts
 from stages.shared.student.metadata import base_metadata, find_base, load_base
@@ -20,55 +20,60 @@ from stages.shared.student.published import check_published_base, find_published
 from stages.shared.whisper.models import parameter_count
 from stages.shared.whisper.window import FULL_WINDOW_S
 
-BYTES_PER_PARAMETER = 2  # of the base in float16, as it is released
+BYTES_PER_PARAMETER = 2  # the base is released in float16
 
 
 def import_published(base_source: str, source: str, language: str, out: AnyPath, check_base: bool) -> None:
+    """Writes the published expert at `source` (folder, URL or hub id) to `out`, in our layout.
+
+    check_base: require a full checkpoint, whose base is compared. Raises PipelineError where the base or the expert does not
+    fit, or where `out` holds an expert.
+    """
     _refuse_taken(out)
     folder, line = find_published(source, language, check_base)
     say(line)
     base = load(base_source, FULL_WINDOW_S)
     shared = experts.shared_of(base.model)
     state = read_published(folder, language, shared)
-    checked = check_published_base(folder, dict(base.model.named_parameters()), base.source)
+    checked = check_published_base(folder, dict(base.model.named_parameters()), base.model_id)
     if check_base and not checked:
-        raise PipelineError(f"{folder}: no full checkpoint in it: the base cannot be checked, as --check-base asks for")
-    named = base_metadata(base.source, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
-    config = {**named, "base_checked": checked, "source": source}
+        raise PipelineError(f"{folder}: holds no full checkpoint: --check-base has nothing to compare the base with")
+    named = base_metadata(base.model_id, dict(base.model.named_parameters()), FULL_WINDOW_S, base.fingerprint)
+    metadata = {**named, "base_checked": checked, "source": source}
     with sole_writer(out):
         _refuse_taken(out)
-        experts.write_expert(out, language, state, shared, config, _exact_precision(state))
-    trained_beside = f"beside {base.source}, as its checkpoint has it"
-    unchecked = f"{source} has no full checkpoint here: whether it was trained beside {base.source} was not checked"
-    say(f"{out}: {_summary(facts(out))}; {trained_beside if checked else unchecked}")
+        experts.write_expert(out, language, state, shared, metadata, _exact_precision(state))
+    equal = f"the base in its checkpoint equals {base.model_id}"
+    unchecked = f"{source} has no full checkpoint here: whether its base is {base.model_id} was not checked"
+    say(f"{out}: {_summary(describe(out))}; {equal if checked else unchecked}")
 
 
 def compress(
     folder: AnyPath, out: AnyPath, precision: Precision, rank: int | None, base_source: str | None = None
 ) -> None:
-    """base_source: where the base lies, instead of where the expert names it."""
+    """Writes the expert in `folder` to `out` in fewer bytes. base_source: of its base; None takes the one that it names."""
     _refuse_taken(out)
-    config = experts.read_expert_metadata(folder)
-    base = load_base(find_base(config, folder, base_source), config, folder / experts.METADATA)
+    metadata = experts.read_expert_metadata(folder)
+    base = load_base(find_base(metadata, folder, base_source), metadata, folder / experts.METADATA)
     shared = experts.shared_of(base.model)
     check_choice(shared, precision, rank)
-    state = experts.read_expert(folder, config, shared).state
-    before = {"precision": config["precision"], "rank": config["rank"]}
+    state = experts.read_expert(folder, metadata, shared).state
+    before = {"precision": metadata["precision"], "rank": metadata["rank"]}
     changed = {
         "base_parameters": parameter_count(dict(base.model.named_parameters())),
-        "compressed_from": config.get("compressed_from", before),
+        "compressed_from": metadata.get("compressed_from", before),
     }
     header = ("format_version", "parameters", "precision", "rank")
-    carried = {name: value for name, value in config.items() if name not in header}
+    carried = {name: value for name, value in metadata.items() if name not in header}
     with sole_writer(out), ProgressReport(f"experts compress {folder}", "tensors") as progress:
         _refuse_taken(out)
-        experts.write_expert(out, config["language"], state, shared, carried | changed, precision, rank, progress)
+        experts.write_expert(out, metadata["language"], state, shared, carried | changed, precision, rank, progress)
     stored = experts.read_expert(out, experts.read_expert_metadata(out), shared).state
-    say(f"{out}: {_summary(facts(out))}; {_kept(state, stored, shared)}")
+    say(f"{out}: {_summary(describe(out))}; {_kept(state, stored, shared)}")
 
 
 def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
-    return f"{100 * kept(state, stored, shared):.2f} % of what it changed of the FFNs is kept (squared norm)"
+    return f"{100 * kept(state, stored, shared):.2f} % of what training changed in the FFNs is kept (squared norm)"
 
 
 def _refuse_taken(out: AnyPath) -> None:
@@ -77,28 +82,28 @@ def _refuse_taken(out: AnyPath) -> None:
 
 
 def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
-    """float16 where that loses nothing, else float32."""
+    """Returns fp16 if that loses nothing, else fp32."""
     return "fp16" if all(torch.equal(tensor.half().float(), tensor) for tensor in state.values()) else "fp32"
 
 
 def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     try:
-        each(folders, str, lambda folder: found.append(facts(folder)))
+        each(folders, str, lambda folder: found.append(describe(folder)))
     finally:
-        print_facts(found, as_json, _lines)
+        print_descriptions(found, as_json, _lines)
 
 
-def facts(folder: AnyPath) -> dict[str, Any]:
-    """What the folder's configuration says, with its weights' bytes and their share of the base's in float16."""
-    config = experts.read_expert_metadata(folder)
+def describe(folder: AnyPath) -> dict[str, Any]:
+    """Returns the folder's metadata, the bytes of its weights, and their share of the base's size in float16."""
+    metadata = experts.read_expert_metadata(folder)
     name = folder / experts.WEIGHTS
     size = storage.sizes(folder).get(experts.WEIGHTS)
     if size is None:
         raise PipelineError(f"{name}: no such file")
-    whole = config.get("base_parameters")
+    whole = metadata.get("base_parameters")
     share = size / (BYTES_PER_PARAMETER * whole) if isinstance(whole, int) and whole > 0 else None
-    return {"folder": str(folder), **config, "bytes": size, "share_of_base": share}
+    return {"folder": str(folder), **metadata, "bytes": size, "share_of_base": share}
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

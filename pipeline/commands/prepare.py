@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from cache.errors import PipelineError
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, NOTICED
-from pipeline.commands.common import chosen, say, token
+from pipeline.commands.common import languages_or_all, say, token
 from pipeline.errors import each
 from pipeline.options import printable
 from pipeline.params import Params, checked
@@ -27,7 +27,7 @@ class CorpusChoice:
 
     corpus: str | None
     path: str | None
-    columns: str | None  # OURS=THEIRS, separated by commas
+    columns: str | None  # pairs OURS=THEIRS, separated by commas
 
 
 def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: Rerun) -> None:
@@ -36,11 +36,11 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: R
     def prepare_one(item: tuple[str, str | None]) -> None:
         language, test = item
         if test is None and token(params, language) is None and language not in LANGUAGES:
-            say(f"{how_to_name_a_token(language)}; its preparation needs none")
+            say(f"{how_to_name_a_token(language)}; `prepare` does not need one")
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
         _prepare(params, language, settings, f"@{test}" if test else "", rerun)
 
-    items = [(language, test) for language in chosen(params, languages) for test in [None, *further]]
+    items = [(language, test) for language in languages_or_all(params, languages) for test in [None, *further]]
     each(items, lambda item: f"{item[0]} {item[1] or ''}".strip(), prepare_one)
 
 
@@ -87,7 +87,7 @@ def _own_corpus(params: Params, language: str, choice: CorpusChoice) -> CorpusSe
 
 
 def _columns(corpus: str, text: str) -> dict[str, Any]:
-    """Returns what --columns says as settings of the corpus."""
+    """Returns --columns as settings of the corpus."""
     pairs = [part.partition("=") for part in text.split(",")]
     if wrong := [part[0] for part in pairs if not all(part)]:
         raise click.BadParameter(f"'{wrong[0]}': expected OURS=THEIRS, …", param_hint="--columns")

@@ -5,7 +5,7 @@ from typing import Any
 from cache.progress import Progress
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT
-from pipeline.commands.common import chosen, chosen_device, load, needed_token, say, teacher_source
+from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say, teacher_source
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -19,7 +19,7 @@ from stages.teacher_cache.worker import ScoringRequest
 
 
 def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
-    each(chosen(params, languages), str, lambda language: _teacher_cache(params, language, rerun))
+    each(languages_or_all(params, languages), str, lambda language: _teacher_cache(params, language, rerun))
 
 
 def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:

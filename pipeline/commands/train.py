@@ -8,7 +8,7 @@ import click
 from cache.progress import silent
 from cache.resume import Rerun
 from cache.storage import AnyPath
-from pipeline.commands.common import chosen, chosen_device, load, needed_token, say
+from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say
 from pipeline.errors import each
 from pipeline.params import Params, method_settings
 from pipeline.progress import ProgressReport
@@ -24,7 +24,7 @@ def train_student(
     params: Params, languages: list[str], methods: list[str], changes: dict[str, Any], rerun: Rerun, together: bool
 ) -> None:
     """changes: to `train`, by flags. together: one run for all languages instead of one for each."""
-    languages = list(dict.fromkeys(chosen(params, languages)))
+    languages = list(dict.fromkeys(languages_or_all(params, languages)))
     if together and len(languages) < 2:
         raise click.UsageError(f"--together needs several languages, found {languages[0]} alone: name them with --lang")
     processes = joined(params)
@@ -38,7 +38,7 @@ def train_student(
 
     groups = [languages] if together else [[language] for language in languages]
     runs = [(group, method) for group in groups for method in methods]
-    each(runs, lambda run: f"{'+'.join(run[0])} {run[1]}", train_one, alone=processes.count == 1)
+    each(runs, lambda run: f"{'+'.join(run[0])} {run[1]}", train_one, go_on=processes.count == 1)
     leave_processes()
 
 

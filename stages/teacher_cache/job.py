@@ -63,7 +63,7 @@ class ScoringJob:
             "token": token_of(self.teacher.model, self.language),
             "split": utterances.manifest["split"],
             "utterances": utterances.fingerprint(),
-            "teacher": self.teacher.source,
+            "teacher": self.teacher.model_id,
             "teacher_weights": self.teacher.fingerprint,
             "teacher_vocab_size": model.config.vocab_size,
             "mel_bins": model.config.num_mel_bins,
@@ -87,7 +87,7 @@ class ScoringJob:
         if (ids < 0).any():
             raise PipelineError(
                 f"{self.vocabulary.model_id} has no token for '{token_of(self.teacher.model, self.language)}', "
-                f"which the teacher {self.teacher.source} knows"
+                f"which the teacher {self.teacher.model_id} knows"
             )
         return ids.tolist()
 

@@ -30,7 +30,7 @@ class TokenMap:
 
 
 def vocabulary_of(whisper: Whisper) -> Vocabulary:
-    return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.source)
+    return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.model_id)
 
 
 def load_vocabulary(model_id: str) -> Vocabulary:

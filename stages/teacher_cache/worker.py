@@ -69,7 +69,7 @@ class Worker:
         request = self.request
         self.utterances = ShardReader(request.utterances, "utterances")
         device = choose_device(self.device)
-        teacher = replace(load_whisper(self.teacher, request.audio_window_s), source=request.teacher)
+        teacher = replace(load_whisper(self.teacher, request.audio_window_s), model_id=request.teacher)
         use_token(teacher.model, request.language, request.token)
         student = replace(load_vocabulary(self.student), model_id=request.student)
         return ScoringJob(teacher, request.language, request.settings, device, student)

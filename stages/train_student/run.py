@@ -159,7 +159,7 @@ class _Run:
 
     def _train(self, data: TrainingData | Mixture, clips: list[list[Clip]]) -> tuple[Trainee, checkpoint.Position]:
         base = self.base
-        named = base_metadata(base.source, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
+        named = base_metadata(base.model_id, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
         torch.manual_seed(self.settings.seed)  # the gates' first weights
         trainee = Trainee(base, self.method, [one.language for one in self.languages], self.settings)
         trainee.model.to(self.execution.device)
@@ -196,7 +196,7 @@ class _Run:
             {
                 "train_version": TRAIN_VERSION,
                 "method": self.method,
-                "base": self.base.source,
+                "base": self.base.model_id,
                 "base_weights": self.base.fingerprint,
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},

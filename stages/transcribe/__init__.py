@@ -1,1 +1,1 @@
-"""Speech recordings to text, by the code that measured the model."""
+"""Transcribes recordings with the decoder that `evaluate` uses."""

@@ -1,4 +1,4 @@
-"""What was said in a recording of any length: windows cut at pauses, one after the other."""
+"""Transcribes a recording of any length. It is cut at pauses into windows, which are decoded in order."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from stages.shared.whisper.device import choose_device, compute_dtype, round_wei
 from stages.shared.whisper.languages import language_code
 
 BATCH = 8
-SHORTEST = 160  # samples (10 ms): a rest shorter than this is no speech
+SHORTEST = 160  # samples (10 ms): a shorter rest holds no speech
 
 
 def transcribe(
@@ -29,12 +29,12 @@ def transcribe(
     cut_loops: bool = True,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Transcript]:
-    """Yields a transcript of each window of a recording, in order, as the windows are decoded. A silent window has no words.
+    """Yields a transcript of each window of a recording, in order. A silent window has an empty text.
 
-    path: a file or a URL. language: a code or a name; None takes the one that the model was trained for. device: auto, cpu,
-    cuda, ... dtype: auto, fp32, bf16 or fp16. cut_loops: end a text that repeats itself. warn: is called with a line for
-    each thing that was put right in the recording, and for what is missing at its end.
-    Raises PipelineError where there is no audio to read, or no language is known.
+    path: a file or a URL. language: a code or a name; None takes the language that the model was trained for. device: auto,
+    cpu, cuda, ... dtype: auto, fp32, bf16 or fp16. cut_loops: stop a text that repeats itself. warn: called with a line
+    for each repair of the recording, and if its end is missing.
+    The model is moved to the device and cast in place. Raises PipelineError where there is no audio, or no known language.
     """
     path = storage.path(path) if isinstance(path, str) else path
     if not path.is_file():
@@ -57,7 +57,7 @@ def _only_language(model: LoadedModel) -> str:
         known = (
             f"it was trained for {', '.join(model.languages)}" if model.languages else "it does not say its language"
         )
-        raise PipelineError(f"{model.whisper.source}: no language was given, and {known}: give one")
+        raise PipelineError(f"{model.whisper.model_id}: no language was given, and {known}: give one")
     return model.languages[0]
 
 

@@ -84,7 +84,7 @@ def _write(whisper: Whisper, shards: list[list[dict]], count: int, folder: Path)
     writer = ShardWriter(folder / "utterances", "utterances", {"language": LANGUAGE, "split": "train"})
     writer.write(0, rows, seconds=sum(row["seconds"] for row in rows))
     writer.finish(corpus="bench", language=LANGUAGE, split="train")
-    teacher = load_whisper(whisper.source, whisper.audio_window_s)  # another copy: caching rounds the weights it has
+    teacher = load_whisper(whisper.model_id, whisper.audio_window_s)  # another copy: caching rounds the weights it has
     settings = TeacherCacheSettings(dtype="fp32")
     cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), folder / "utterances", folder / "teacher")
 
@@ -100,7 +100,7 @@ def _run(whisper: Whisper, folder: Path, steps: int) -> tuple[TrainingLoop, list
 
 def _teacher(whisper: Whisper, size: str) -> WhisperForConditionalGeneration:
     if not size:
-        return load_whisper(whisper.source, whisper.audio_window_s).model.eval()
+        return load_whisper(whisper.model_id, whisper.audio_window_s).model.eval()
     shape = SIZES[size]
     config = WhisperConfig(
         d_model=shape["d_model"],

@@ -55,7 +55,7 @@ def _data(whisper: Whisper, shards: list[list[dict]], folder: Path, format: str)
         writer.write(index, rows, seconds=sum(row["seconds"] for row in rows))
     writer.finish(corpus="bench", language=LANGUAGE, split="train")
     settings = TeacherCacheSettings(format=format)
-    teacher = load_whisper(whisper.source, whisper.audio_window_s)  # another copy: caching rounds the weights it has
+    teacher = load_whisper(whisper.model_id, whisper.audio_window_s)  # another copy: caching rounds the weights it has
     cache_teacher(ScoringJob(teacher, LANGUAGE, settings, CPU), folder / "utterances", folder / "teacher")
     readers = ShardReader(folder / "utterances", "utterances"), ShardReader(folder / "teacher", "teacher")
     return TrainingData(*readers, whisper, LANGUAGE, TrainSettings())

@@ -237,7 +237,7 @@ def test_a_model_is_fetched_once_and_again_when_it_changes(
     app.one_in_ten = True
     assert load_whisper(source).fingerprint == load_whisper(str(tiny_whisper)).fingerprint
     app.seen = []
-    assert load_whisper(source).source == source
+    assert load_whisper(source).model_id == source
     assert not [path for method, path, _ in app.seen if method == "GET" and path.startswith(f"/{BUCKET}/base/")]
     app.one_in_ten = False
     other = make_tiny_whisper(tmp_path / "other", seed=1)

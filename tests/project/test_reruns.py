@@ -146,7 +146,7 @@ def test_a_folder_in_use_is_refused_by_every_stage(
                 work()
         assert not out.exists()
     monkeypatch.chdir(tmp_path)
-    params = {"paths": {"utterances": "data/utterances"}, "student": whisper.source, "audio_window_s": 1}
+    params = {"paths": {"utterances": "data/utterances"}, "student": whisper.model_id, "audio_window_s": 1}
     (tmp_path / "params.yaml").write_text(json.dumps(params))
     with sole_writer(tmp_path / "metrics/cs/base.json"):
         assert run(monkeypatch, "evaluate", "--lang", "cs", "--system", "base") == 1

@@ -40,7 +40,7 @@ def test_logits_and_gates_are_the_references(tmp_path: Path, monkeypatch: pytest
     direct.load_expert(folder, "catalan")
     arguments = ["--lang", "catalan", "--base", BASE, "--out", str(tmp_path / "ours")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 0
-    assert f"beside {BASE}, as its checkpoint has it" in capsys.readouterr().err
+    assert f"the base in its checkpoint equals {BASE}" in capsys.readouterr().err
     for student in (direct, load_model(str(tmp_path / "ours")).student):
         assert student is not None
         with student.route("ca") as routing:

@@ -1,4 +1,4 @@
-"""After this import transformers' Auto classes and its speech recognition pipeline know a Whisper with experts."""
+"""Tells transformers' Auto classes and its speech recognition pipeline, on import, what a Whisper with experts is."""
 
 from typing import Any
 
@@ -22,7 +22,10 @@ TASK = "automatic-speech-recognition"
 
 
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
-    """transformers' own, which takes by its model_type alone what is a Whisper, and cuts any other at 30 s unsaid."""
+    """Makes transformers' pipeline treat a model with experts as a Whisper.
+
+    The pipeline decides by `model_type` whether a model is a Whisper. It silently cuts the audio of all others at 30 s.
+    """
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any):
         self._routed = isinstance(model, DistilWhisperForConditionalGeneration)

@@ -1,4 +1,7 @@
-"""The CLSR layer (arXiv 2311.01070, section 3.1; after Zhang et al., ICLR 2021): shared FFN, experts and gates."""
+"""The layer of Conditional Language-Specific Routing (CLSR): a shared FFN, experts and gates.
+
+After arXiv 2311.01070, section 3.1, and Zhang et al., ICLR 2021.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,8 @@ from torch import nn
 
 from stages.shared.student.routing import Router, Routing
 
-Rows = list[tuple[str, torch.Tensor | None]]  # expert, and which of the rows ask for it: (B,) bool, or None for all
+# Shapes: B rows of a batch, T positions, D model width
+Rows = list[tuple[str, torch.Tensor | None]]  # an expert and the rows that use it: (B,) bool, or None for all rows
 
 
 class FeedForward(nn.Module):
@@ -19,10 +23,11 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes and returns (..., D)."""
         return self.fc2(self.activation(self.fc1(x)))
 
     def copy(self) -> "FeedForward":
-        """Another block with the same values, that takes gradients."""
+        """Returns a block with copies of the weights, which take gradients."""
         return FeedForward(_copy(self.fc1), _copy(self.fc2), self.activation).train(self.training)
 
 
@@ -34,7 +39,7 @@ def _copy(linear: nn.Linear) -> nn.Linear:
 
 
 class Gate(nn.Module):
-    """`G = w2 . relu(W1 x + b1)`: (..., D) -> (...); no bias on w2, and w2 = 0 at first, so that G = 0."""
+    """Computes the gate's logit `G = w2 . relu(W1 x + b1)`. w2 has no bias and begins as 0, so that G = 0."""
 
     def __init__(self, dim: int, inner: int, dropout: float):
         super().__init__()
@@ -45,14 +50,15 @@ class Gate(nn.Module):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Takes (..., D), returns logits (...)."""
         return self.outer(torch.relu(self.inner(self.dropout(x)))).squeeze(-1)
 
 
 class RoutedFeedForward(nn.Module):
-    """`y = g * expert(x) + (1 - g) * shared(x)` per token: soft and noisy while training, one or the other afterwards.
+    """Computes `y = g * expert(x) + (1 - g) * shared(x)` for each token. g is soft and noisy in training, else 0 or 1.
 
-    layer: its name among the gates; skip_gate: probability that a training step uses the shared block alone;
-    expert_dropout: on the expert's output.
+    layer: the name under which gates are recorded. skip_gate: probability that a training step uses the shared block
+    alone. expert_dropout: on the expert's output. gate_dropout: on the gate's input. gate_dim: the gate's inner width.
     """
 
     def __init__(
@@ -71,18 +77,19 @@ class RoutedFeedForward(nn.Module):
         self.experts, self.gates = nn.ModuleDict(), nn.ModuleDict()
         self.skip_gate, self.expert_dropout = skip_gate, nn.Dropout(expert_dropout)
         self.gate_dropout, self.gate_dim = gate_dropout, gate_dim
-        # This block stands where a plain Whisper has fc1. Under that weight's name an empty tensor is saved, so that
-        # loading a routed checkpoint as a plain Whisper fails on its shape, instead of dropping the experts.
+        # This block replaces fc1 of a plain Whisper. An empty tensor is saved under the name of fc1's weight. Loading a
+        # routed checkpoint as a plain Whisper therefore fails on the shape, instead of dropping the experts.
         self.register_buffer("weight", torch.empty(0))
 
     def add_expert(self, language: str) -> None:
-        """The expert begins as a copy of the shared block."""
+        """Adds an expert, which begins as a copy of the shared block, and its gate."""
         weight = self.shared.fc1.weight
         self.experts[language] = self.shared.copy()
         gate = Gate(self.shared.fc1.in_features, self.gate_dim, self.gate_dropout)
         self.gates[language] = gate.to(weight.device, weight.dtype).train(self.training)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Takes and returns (B, T, D). Takes the experts from the current routing, and records the gates (B, T) there."""
         routing = self.router.current()
         if routing is None:
             return self.shared(x_BTD)
@@ -108,7 +115,7 @@ class RoutedFeedForward(nn.Module):
         return torch.lerp(shared_BTD, expert_BTD, gate_BT.unsqueeze(-1).to(shared_BTD.dtype))
 
     def _hard(self, x_BTD: torch.Tensor, rows: Rows, routing: Routing) -> torch.Tensor:
-        """Each token goes through one block only."""
+        """Sends each token through one block only."""
         chosen_BT = self._logits(x_BTD, rows) >= 0
         routing.record(self.layer, chosen_BT)
         count, tokens = int(chosen_BT.sum()), chosen_BT.numel()
@@ -126,7 +133,7 @@ class RoutedFeedForward(nn.Module):
         return y_BTD
 
     def _logits(self, x_BTD: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """The gates' logits (B, T) in float32, -inf in rows that ask for no expert."""
+        """Returns the gates' logits, float32 (B, T); -inf in rows without an expert."""
         logits_BT = x_BTD.new_full(x_BTD.shape[:2], -torch.inf, dtype=torch.float32)
         for expert, asking in rows:
             if asking is None:
@@ -136,7 +143,7 @@ class RoutedFeedForward(nn.Module):
 
 
 def shared_name(name: str) -> str:
-    """A plain Whisper's parameter -> its place here: a layer's `fc1.weight` -> `fc1.shared.fc1.weight`."""
+    """Returns where a plain Whisper's parameter lies here: a layer's `fc1.weight` -> `fc1.shared.fc1.weight`."""
     place, _, rest = name.rpartition(".layers.")
     number, _, inner = rest.partition(".")
     routed = inner.startswith(("fc1.", "fc2."))

@@ -6,13 +6,13 @@ import torch
 from transformers import WhisperConfig
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-GATE_DIM = 64  # of the gates, as published
+GATE_DIM = 64  # inner width of the gates, as published
 
 
 class DistilWhisperConfig(WhisperConfig):
-    """Whisper's, and: the languages with an expert, the gates' inner width, and what training does to them.
+    """Adds to Whisper's configuration the languages with an expert, and the options of `RoutedFeedForward`.
 
-    language_tokens: language -> the language whose token stands for it in prompts, where that is not its own.
+    language_tokens: language -> the other language whose token stands for it in prompts.
     """
 
     model_type = "distilwhisper"
@@ -27,7 +27,7 @@ class DistilWhisperConfig(WhisperConfig):
 
 @dataclass
 class DistilWhisperOutput(Seq2SeqLMOutput):
-    """encoder_gates, decoder_gates: for each layer (B, T), 1 where a token went through the expert; soft in training."""
+    """encoder_gates, decoder_gates: (B, T) for each layer. 1 where a token went through the expert; soft in training."""
 
     encoder_gates: tuple[torch.Tensor, ...] | None = None
     decoder_gates: tuple[torch.Tensor, ...] | None = None

@@ -1,4 +1,4 @@
-"""An expert on disk: `experts.safetensors` and `experts.json`, never a copy of the frozen model."""
+"""Reads and writes experts on disk: `experts.safetensors` and `experts.json`, without the frozen model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 
 from cache import files, storage
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from cache.storage import AnyPath
 from stages.shared.student.metadata import BASE_FIELDS, check_base, read_metadata
-from stages.shared.student.packing import Precision, Progress, Tensors, pack, silent, unpack
+from stages.shared.student.packing import Precision, Tensors, pack, unpack
 from stages.shared.student.published import (
     check_published_base,
     file_name,
@@ -23,15 +24,15 @@ from stages.shared.whisper.weights import read_weights, write_weights
 
 WEIGHTS, METADATA = "experts.safetensors", "experts.json"
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # version 1 knew float16 at full rank alone, and is stored the same
+READABLE = (1, 2)  # version 1 has float16 at full rank only, stored in the same way
 REQUIRED = {"language": str, **BASE_FIELDS}
 
 
 class StoredExpert(NamedTuple):
-    """An expert as it was read."""
+    """An expert that was read from disk."""
 
     language: str
-    token: str | None  # the language by whose token Whisper is prompted; None: the expert's own
+    token: str | None  # the language whose token stands for it in prompts; None: its own
     state: dict[str, torch.Tensor]
 
 
@@ -40,7 +41,10 @@ def is_experts_folder(folder: AnyPath) -> bool:
 
 
 def find_expert(source: str, language: str | None) -> AnyPath:
-    """The folder or URL `source`, or a copy of what is needed of it where it is a hub id. Raises PipelineError."""
+    """Returns `source` if it is a folder or a URL, else a local copy of the expert's files from the hub.
+
+    Raises PipelineError where the hub does not give them.
+    """
     folder = storage.path(source)
     if isinstance(folder, Path) and not folder.exists():
         return from_hub(
@@ -57,12 +61,12 @@ def write_expert(
     metadata: Mapping[str, Any],
     precision: Precision = "fp16",
     rank: int | None = None,
-    progress: Progress = silent,
+    progress: Progress[str] = silent,
 ) -> None:
-    """Writes an expert: its weights as `pack` stores them, and `metadata` (its base, window, training) beside them.
+    """Writes an expert's weights, as `pack` stores them, and `metadata` (its base, window, training) beside them.
 
-    state: the expert's tensors by name. shared: the base's, by the same names.
-    Raises PipelineError where the expert cannot be stored so, before anything is written.
+    state: the expert's tensors by name. shared: the base's FFNs, by the same names.
+    Raises PipelineError, before anything is written, where `pack` refuses.
     """
     write_weights(folder / WEIGHTS, pack(state, shared, precision, rank, progress))
     header = {
@@ -79,7 +83,7 @@ def write_expert(
 
 
 def read_expert_metadata(folder: AnyPath) -> dict[str, Any]:
-    """Reads `experts.json`. Raises PipelineError where there is none, or one of another format version, or it is not sound."""
+    """Reads `experts.json`. Raises PipelineError where it is missing, of another format version, or not sound."""
     metadata = read_metadata(folder / METADATA, READABLE, REQUIRED)
     if not isinstance(metadata.get("token", ""), str):
         raise PipelineError(f"{folder / METADATA}: token is {metadata['token']!r}, expected text")
@@ -93,9 +97,10 @@ def read_any_expert(
     base_parameters: Mapping[str, torch.Tensor],
     audio_window_s: int,
 ) -> StoredExpert:
-    """Reads the expert in `folder`, one of ours or of the published layout, for a base with these parameters and window.
+    """Reads the expert in `folder`, in our layout or the published one, for a base with these parameters and window.
 
-    Raises PipelineError where it does not fit, or was trained with other base weights or another audio window.
+    shared: the base's FFNs by the expert's names. audio_window_s: seconds. Raises PipelineError where the expert does not
+    fit the base, or was trained with other base weights or another audio window.
     """
     if not is_experts_folder(folder) and published_languages(folder):
         return read_published_expert(folder, shared, language)
@@ -108,31 +113,34 @@ def read_any_expert(
 def read_expert(
     folder: AnyPath, metadata: Mapping[str, Any], shared: Tensors, language: str | None = None
 ) -> StoredExpert:
-    """Reads one of our experts, whose `metadata` is read already, in float32.
+    """Reads an expert in our layout, in float32.
 
-    shared: the base's FFNs by the expert's names. language: the code that is expected, None for any.
-    Raises PipelineError where the expert is for another language, or does not fit the base.
+    metadata: what `read_expert_metadata` returned. shared: the base's FFNs by the expert's names. language: the expected
+    code; None allows any. Raises PipelineError where the expert is for another language, or does not fit the base.
     """
-    found = _chosen(folder, [metadata["language"]], language)
+    found = _expert_language(folder, [metadata["language"]], language)
     state = unpack(read_weights(folder / WEIGHTS), shared, metadata["precision"], metadata["rank"], str(folder))
     return StoredExpert(found, metadata["token"] if metadata["token"] != found else None, state)
 
 
 def read_published_expert(folder: AnyPath, shared: Tensors, language: str | None = None) -> StoredExpert:
-    """Reads an expert of the published layout, and compares the shared FFNs of the checkpoint there with `shared`.
+    """Reads an expert in the published layout. Compares `shared` with the FFNs of the checkpoint there, if there is one.
 
-    language: its code or name, where the folder holds several. Raises PipelineError where there is no such expert, or it does
-    not fit the base.
+    language: its code or name; needed where the folder holds several. Raises PipelineError where there is no such expert,
+    or where it does not fit the base.
     """
-    found = _chosen(folder, published_languages(folder), language)
+    found = _expert_language(folder, published_languages(folder), language)
     state = read_published(folder, found, shared)
     base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
     check_published_base(folder, base, "this one")
     return StoredExpert(found, None, state)
 
 
-def _chosen(folder: AnyPath, there: list[str], wanted: str | None) -> str:
-    """The code of `wanted`, or of the only one that is there."""
+def _expert_language(folder: AnyPath, there: list[str], wanted: str | None) -> str:
+    """Returns the code of `wanted`; if it is None, of the only language that is there.
+
+    Raises PipelineError where `wanted` is not there, or where it is None and several languages are there.
+    """
     wanted = wanted and language_code(wanted)
     if (wanted is None and len(there) > 1) or wanted not in (None, *there):
         raise PipelineError(f"{folder}: holds experts for {', '.join(there)}: expected one of them, found {wanted}")
@@ -140,7 +148,7 @@ def _chosen(folder: AnyPath, there: list[str], wanted: str | None) -> str:
 
 
 def shared_of(whisper: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The FFNs of a plain Whisper under the experts' names: 'encoder.layers.0.expert.fc1.weight' and so on."""
+    """Returns the FFNs of a plain Whisper under the experts' names, such as `encoder.layers.0.expert.fc1.weight`."""
     return {
         name.removeprefix("model.").replace(".fc", ".expert.fc"): tensor.detach()
         for name, tensor in whisper.named_parameters()

@@ -1,6 +1,6 @@
-"""Any model that can transcribe: a Whisper, or experts or an adapter with the base that they name.
+"""Loads any model that can transcribe: a Whisper, or experts or an adapter with their base.
 
-`locate` reads what lies at a source once, and `load_model` loads what was located.
+`locate` reads the metadata at a source once. `load_model` loads what `locate` found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ Kind = Literal["whisper", "experts", "adapter"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What lies at a source that a user named. Nothing of it is loaded yet."""
+    """A model that a user named. Its weights are not loaded yet."""
 
     name: str  # as the user gave it: a folder, a URL or a hub id
     kind: Kind
     folder: AnyPath
     whisper: WhisperSource  # the model itself, or the base of experts or of an adapter
-    metadata: Mapping[str, Any] = field(default_factory=dict)  # of experts or an adapter: what its JSON file holds
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the JSON file of experts or an adapter; else empty
 
     @property
     def languages(self) -> list[str]:
-        """The codes of the languages that it was trained for, as far as it says so."""
+        """Returns the codes of the languages that the metadata names."""
         return [self.metadata["language"]] if self.kind == "experts" else list(self.metadata.get("languages", []))
 
     @property
     def lines(self) -> list[str]:
-        """Tell a person what it is and where its Whisper comes from."""
+        """Returns lines for the user: what the model is, and where its Whisper comes from."""
         what = {"experts": f"experts for {', '.join(self.languages)}", "adapter": "a LoRA adapter"}
         return [*([f"{self.name}: {what[self.kind]}"] if self.kind in what else []), self.whisper.line]
 
@@ -45,15 +45,15 @@ class LoadedModel:
     """A model that can transcribe."""
 
     whisper: Whisper
-    student: DistilWhisperForConditionalGeneration | None  # the whisper's model, where it has experts
-    languages: Sequence[str] = ()  # the codes of those that it was trained for, as far as its folder says so
+    student: DistilWhisperForConditionalGeneration | None  # the same as `whisper.model`, if it has experts
+    languages: Sequence[str] = ()  # codes of the languages of its training, if its folder names them
 
 
 def locate(source: str, base: str | None = None) -> ModelSource:
     """Finds the Whisper, the experts or the adapter at `source` (a folder, a URL or a hub id), and reads its metadata.
 
-    base: where the base of experts or of an adapter lies, instead of where they name it.
-    Raises PipelineError where `source` is none of them, or where its base is not to be had.
+    base: folder, URL or hub id of the base; None takes the one that the metadata names.
+    Raises PipelineError where `source` is none of these, or where the base cannot be found.
     """
     folder = storage.path(source)
     if experts.is_experts_folder(folder):
@@ -63,16 +63,18 @@ def locate(source: str, base: str | None = None) -> ModelSource:
         metadata = lora.read_adapter_metadata(folder)
         return ModelSource(source, "adapter", folder, find_base(metadata, folder, base), metadata)
     if base is not None:
-        raise PipelineError(f"{source}: holds neither experts nor an adapter, so that --base {base} is of no use")
+        raise PipelineError(
+            f"{source}: holds neither experts nor an adapter: --base {base} has no effect, leave it out"
+        )
     found = find_model(source)
     return ModelSource(source, "whisper", found.folder, found)
 
 
 def load_model(source: str | ModelSource, audio_window_s: int | None = None, base: str | None = None) -> LoadedModel:
-    """Loads what lies at `source`, in float32 on the CPU. An adapter is merged into its base.
+    """Loads the model at `source`, in float32 on the CPU. An adapter is merged into its base.
 
-    source: what `locate` returned, or takes with `base`. audio_window_s: seconds; None takes the one of the training.
-    Raises PipelineError where it cannot be loaded, or where the base has other weights than in training.
+    source: what `locate` returned, or its argument. audio_window_s: seconds; None takes the window of the training.
+    Raises PipelineError where the model cannot be loaded, or where the base has other weights than in training.
     """
     found = locate(source, base) if isinstance(source, str) else source
     if found.kind == "whisper":

@@ -1,4 +1,4 @@
-"""LoRA on the feed-forward blocks (the published baseline), kept as a PEFT adapter folder with our facts beside it."""
+"""LoRA on the feed-forward blocks (the published baseline), stored as a PEFT adapter folder with `lora.json` in it."""
 
 import warnings
 from collections.abc import Mapping
@@ -27,9 +27,10 @@ def is_lora_folder(folder: AnyPath) -> bool:
 
 
 def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple[PeftModel, dict[str, nn.Parameter]]:
-    """Puts fresh adapters, whose product is 0 at first, into the model in place; the parameters to be trained, by name.
+    """Adds new adapters to the model, in place. Returns the model with them, and the parameters to train, by name.
 
-    No task_type: PEFT's own for sequence-to-sequence models calls them with `input_ids`, which Whisper does not take.
+    The adapters change nothing at first: their product is 0. No `task_type` is given: PEFT's type for sequence-to-sequence
+    models passes `input_ids`, which Whisper does not take.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none")  # type: ignore[arg-type]
     adapter = _adapted(whisper, config)
@@ -37,10 +38,10 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
 
 
 def save_lora(adapter: PeftModel, folder: AnyPath, metadata: Mapping[str, Any]) -> None:
-    """Writes a folder that `PeftModel.from_pretrained(base, folder)` reads, and beside it `metadata` (base, languages, ...)."""
+    """Writes a folder for `PeftModel.from_pretrained(base, folder)`, and `metadata` (base, languages, ...) to `lora.json`."""
     write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
     settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
-    settings["base_model_name_or_path"] = metadata["base"]  # PEFT takes the folder that it was read from
+    settings["base_model_name_or_path"] = metadata["base"]  # PEFT records the folder that the base was read from
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)
     files.write_json(folder / METADATA, {"format_version": FORMAT_VERSION, **metadata})
@@ -58,9 +59,9 @@ def read_adapter_metadata(folder: AnyPath) -> dict[str, Any]:
 
 
 def merge_lora(whisper: Whisper, folder: AnyPath, metadata: Mapping[str, Any]) -> Whisper:
-    """Merges the adapter in `folder` into its base, in place: a Whisper like any other, which costs nothing more to run.
+    """Merges the adapter in `folder` into its base, in place. The result is a plain Whisper and runs as fast as one.
 
-    Raises PipelineError where the adapter does not fit.
+    Raises PipelineError where the adapter does not fit the base.
     """
     for language, token in metadata["language_tokens"].items():
         use_token(whisper.model, language, token)
@@ -86,7 +87,8 @@ def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:
 
 def _adapted(whisper: Whisper, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT asks for what transformers has renamed, and knows a base by its folder
+        # PEFT uses names that transformers has renamed, and expects a base from a folder
+        warnings.simplefilter("ignore")
         return get_peft_model(whisper.model, config)
 
 

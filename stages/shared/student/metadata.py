@@ -1,4 +1,4 @@
-"""What lies beside an expert or an adapter: which base it was trained with, so that it is never used with another."""
+"""The metadata of an expert or an adapter. It names the base of the training, so that no other base is used."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import torch
 from cache import files, storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
+from stages.shared.student.packing import dtype_name
 from stages.shared.whisper.models import (
     Whisper,
     WhisperSource,
@@ -19,10 +20,11 @@ from stages.shared.whisper.models import (
     weights_fingerprint,
 )
 
-BASE_FIELDS = {"base": str, "base_weights": str, "audio_window_s": int}  # what `load_base` reads: field -> type
-# A base in half precision has other values: these hold the fingerprint of the weights after rounding to that type.
+# The fields that `load_base` reads, and their types.
+BASE_FIELDS = {"base": str, "base_weights": str, "audio_window_s": int}
+# A base in half precision has other values: these fields hold the fingerprint of the weights rounded to that type.
 ROUNDED = {torch.bfloat16: "base_weights_bf16", torch.float16: "base_weights_fp16"}
-LEVELS = 4  # folders above models/LANGUAGE/METHOD in which a relative base is looked for
+LEVELS = 4  # a relative base is looked for in so many folders above models/LANGUAGE/METHOD
 KINDS = {str: "text", int: "a whole number", list: "a list"}
 
 
@@ -31,7 +33,7 @@ def read_metadata(path: AnyPath, versions: tuple[int, ...], required: Mapping[st
 
     versions: the format versions that can be read, the newest last. required: field -> type, one of KINDS.
 
-    Raises PipelineError where the file is of another format version, incomplete, or holds something else.
+    Raises PipelineError where the file has another format version, lacks a field, or has one of another type.
     """
     metadata = files.read_json(path)
     found = metadata.get("format_version") if isinstance(metadata, dict) else None
@@ -48,18 +50,18 @@ def read_metadata(path: AnyPath, versions: tuple[int, ...], required: Mapping[st
 def base_metadata(
     name: str, parameters: Mapping[str, torch.Tensor], audio_window_s: int, fingerprint: str | None = None
 ) -> dict[str, Any]:
-    """Returns what an expert or an adapter records of its base `name`, so that `check_base` can compare.
+    """Returns the metadata of the base `name`, which `check_base` compares with.
 
-    parameters: the base's, in float32, or in the half precision in which it was loaded. fingerprint: that of float32
-    weights, where it is known: a gigabyte need not be hashed again.
+    parameters: the base's, in float32, or in the half precision in which it was loaded. fingerprint: the fingerprint of
+    float32 weights, if it is known: hashing a gigabyte again takes time.
     """
     dtype = _coarsest(parameters)
     fingerprints = {half: weights_fingerprint(parameters, half) for half in ROUNDED if dtype in (torch.float32, half)}
     if Path(name).is_dir() and not name.startswith((".", "/", "~")):
-        name = f"./{name}"  # else a folder `a/b` reads like a model of the hub
+        name = f"./{name}"  # a folder `a/b` would read like a hub id
     return {
         "base": name,
-        "base_dtype": _short(dtype),
+        "base_dtype": dtype_name(dtype),
         "base_weights": fingerprints.get(dtype) or fingerprint or weights_fingerprint(parameters),
         **{ROUNDED[half]: rounded for half, rounded in fingerprints.items()},
         "base_parameters": parameter_count(parameters),
@@ -70,22 +72,23 @@ def base_metadata(
 def check_base(
     metadata: Mapping[str, Any], path: AnyPath, parameters: Mapping[str, torch.Tensor], audio_window_s: int
 ) -> None:
-    """Compares a model with the base that an expert or adapter was trained on, by its `metadata`, read from `path`.
+    """Compares a model with the base that an expert or an adapter was trained with.
 
-    Raises PipelineError where the window or the weights differ. Warns where the precisions do not allow to compare.
+    metadata: of the expert or the adapter, read from `path`. Raises PipelineError where the window or the weights differ.
+    Warns where the precisions are too different to compare the weights.
     """
     if metadata["audio_window_s"] != audio_window_s:
         raise PipelineError(
             f"{path} was trained with audio_window_s {metadata['audio_window_s']}, the model has {audio_window_s}: they "
             "must agree; `load_model` loads the base with the right window"
         )
-    trained, here = metadata.get("base_dtype", _short(torch.float32)), _coarsest(parameters)
-    halves = {_short(half): half for half in ROUNDED}
+    trained, here = metadata.get("base_dtype", dtype_name(torch.float32)), _coarsest(parameters)
+    halves = {dtype_name(half): half for half in ROUNDED}
     common = here if here != torch.float32 else halves.get(trained, torch.float32)
-    wanted = metadata["base_weights"] if _short(common) == trained else metadata.get(ROUNDED[common])
+    wanted = metadata["base_weights"] if dtype_name(common) == trained else metadata.get(ROUNDED[common])
     if wanted is None:
         warnings.warn(
-            f"{path} was trained on {trained} weights; whether a model in {_short(here)} has the same ones cannot be "
+            f"{path} was trained on {trained} weights; whether a model in {dtype_name(here)} has the same ones cannot be "
             "compared: load the base in float32 to be sure",
             stacklevel=3,
         )
@@ -101,15 +104,11 @@ def _coarsest(parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
     return next((half for half in ROUNDED if half in found), torch.float32)
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def find_base(metadata: Mapping[str, Any], folder: AnyPath, base: str | None = None) -> WhisperSource:
-    """Finds the base of the expert or adapter in `folder`: at `base`, or where its metadata says.
+    """Finds the base of the expert or adapter in `folder`: at `base`, or where the metadata names it.
 
-    A relative name is looked for from the folders above `folder` (models/LANGUAGE/METHOD lies in the training's working
-    folder), then from the working folder. Raises PipelineError where there is none.
+    A relative name is looked for in the folders above `folder`, then in the working folder: models/LANGUAGE/METHOD lies in
+    the working folder of the training. Raises PipelineError where there is none.
     """
     named = str(base or metadata["base"])
     place = storage.path(named)
@@ -119,16 +118,18 @@ def find_base(metadata: Mapping[str, Any], folder: AnyPath, base: str | None = N
     try:
         return find_model(named)
     except PipelineError as error:
-        raise PipelineError(f"{folder}: its base is not to be had: {error}; say where it lies with --base") from None
+        raise PipelineError(
+            f"{folder}: its base cannot be found: {error}; give its folder or hub id with --base"
+        ) from None
 
 
 def load_base(
     found: WhisperSource, metadata: Mapping[str, Any], path: AnyPath, audio_window_s: int | None = None
 ) -> Whisper:
-    """Loads the base that `find_base` found, with the window of the training, and compares its weights.
+    """Loads the base that `find_base` found, with the window of the training, and checks its weights.
 
-    metadata: read from `path`. Raises PipelineError where another window is asked for, or where the weights are not those
-    of the training.
+    metadata: of the expert or the adapter, read from `path`. Raises PipelineError where `audio_window_s` (seconds) is not
+    the window of the training, or where the weights differ from the training's.
     """
     trained = metadata["audio_window_s"]
     if audio_window_s not in (None, trained):
@@ -140,5 +141,5 @@ def load_base(
         try:
             check_base(metadata, path, dict(whisper.model.named_parameters()), trained)
         except PipelineError as error:
-            raise PipelineError(f"{error}, not {found.name}; where it lies elsewhere, give --base") from None
+            raise PipelineError(f"{error}, not {found.name}; if that base lies elsewhere, give --base") from None
     return whisper

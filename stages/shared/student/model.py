@@ -1,4 +1,4 @@
-"""Whisper with experts: the feed-forward blocks replaced, nothing else of transformers' model."""
+"""Whisper with experts. Only the feed-forward blocks of transformers' model are replaced."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,8 +28,8 @@ FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
 class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     """A Whisper whose feed-forward blocks choose for each token between the shared block and a language's expert.
 
-    `forward` and `generate` take the language, a code or a name, for the whole batch or for each row; without one, or for
-    a language without an expert, all tokens go through the shared blocks and the output is the base model's, bit for bit.
+    `forward` and `generate` take a language (a code or a name) for the whole batch or for each row. Without a language, or
+    without an expert for it, all tokens use the shared blocks, and the output is bit for bit the base model's.
     """
 
     config: DistilWhisperConfig
@@ -51,7 +51,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             self.add_expert(language)
 
     def _replace(self, name: str, layer: Any) -> None:
-        """A Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""
+        """Puts a routed block in the place of fc1: a Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""
         config = self.config
         shared = FeedForward(layer.fc1, layer.fc2, layer.activation_fn)
         options = (config.skip_gate, config.expert_dropout, config.gate_dropout, config.gate_dim)
@@ -63,7 +63,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def from_whisper(
         cls, model: WhisperForConditionalGeneration, languages: list[str] | tuple[str, ...] = (), **options: float
     ) -> "DistilWhisperForConditionalGeneration":
-        """`model` with a fresh expert for each of `languages`. The frozen weights are the very tensors of `model`.
+        """Returns `model` with a new expert for each of `languages`. The frozen weights are the tensors of `model` itself.
 
         options: skip_gate, expert_dropout, gate_dropout, gate_dim (see DistilWhisperConfig).
         """
@@ -87,16 +87,16 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
 
     @property
     def languages(self) -> list[str]:
-        """The codes of the languages that have an expert."""
+        """Returns the codes of the languages that have an expert."""
         return list(self.config.languages or [])
 
     @property
     def audio_window_s(self) -> int:
-        """Seconds of audio that the encoder takes."""
+        """Returns the seconds of audio that the encoder takes."""
         return self.config.max_source_positions // POSITIONS_PER_SECOND
 
     def add_expert(self, language: str) -> list[nn.Parameter]:
-        """Adds a fresh expert, a copy of the shared blocks, and returns its parameters (they alone take gradients)."""
+        """Adds an expert, a copy of the shared blocks. Returns its parameters, the only ones that take gradients."""
         if language in self.languages:
             raise PipelineError(f"there is already an expert for '{language}'")
         for routed in self.routed.values():
@@ -105,7 +105,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return list(self.expert_state(language).values())
 
     def drop_expert(self, language: str) -> None:
-        """Raises PipelineError where there is none."""
+        """Removes an expert. Raises PipelineError where there is none for `language`."""
         code = self._with_expert(language)
         for routed in self.routed.values():
             del routed.experts[code], routed.gates[code]
@@ -115,10 +115,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         } or None
 
     def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
-        """Adds the expert that lies in a folder, at a URL or on the hub; returns its language's code.
+        """Adds an expert from a folder, a URL or the hub. Returns its language's code.
 
-        language: which one, where `source` holds several (a published checkpoint). Raises PipelineError where it does not
-        fit this model, or was trained with other base weights or another audio window.
+        language: needed where `source` holds several experts (a published checkpoint). Raises PipelineError where the
+        expert does not fit this model, or was trained with other base weights or another audio window.
         """
         code = language and language_code(language)
         folder = find_expert(str(source), code)
@@ -126,7 +126,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return self.add_stored_expert(expert, str(folder))
 
     def add_stored_expert(self, expert: StoredExpert, source: str) -> str:
-        """Adds an expert that was read from `source`; returns its language. Its base must have been compared already."""
+        """Adds an expert that was read from `source`. Returns its language. The caller must have checked its base."""
         use_token(self, expert.language, expert.token)
         self.load_expert_state(expert.language, expert.state, source)
         return expert.language
@@ -134,7 +134,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def save_expert(
         self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
     ) -> None:
-        """Writes the expert alone, with the name and the weights' fingerprint of its base; see `packing.pack`."""
+        """Writes one expert, with the name and the fingerprint of its base. precision, rank: see `packing.pack`."""
         code = self._with_expert(language)
         metadata = base_metadata(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
         metadata["token"] = token_of(self, code)
@@ -148,7 +148,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return code
 
     def expert_state(self, language: str) -> dict[str, nn.Parameter]:
-        """The parameters of one expert by name, such as `encoder.layers.0.expert.fc1.weight`."""
+        """Returns the parameters of one expert by name, such as `encoder.layers.0.expert.fc1.weight`."""
         state: dict[str, nn.Parameter] = {}
         for place, routed in self.routed.items():
             for kind, module in (("expert", routed.experts[language]), ("gate", routed.gates[language])):
@@ -156,7 +156,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return state
 
     def shared_state(self) -> dict[str, nn.Parameter]:
-        """The shared blocks' parameters, by the names that an expert's have in `expert_state`."""
+        """Returns the shared blocks' parameters, by the names that `expert_state` has for an expert's."""
         return {
             f"{place}.expert.{name}": parameter
             for place, routed in self.routed.items()
@@ -164,7 +164,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         }
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
-        """The frozen model's parameters, by the names that a plain Whisper has for them."""
+        """Returns the frozen model's parameters, by the names of a plain Whisper."""
         own = (
             (name, p)
             for name, p in self.named_parameters()
@@ -183,9 +183,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             parameter.data.copy_(state[name])
 
     def route(self, languages: Languages, noise: float = 0.0) -> AbstractContextManager[Routing]:
-        """Within the block, calls of the model that name no language use these experts; what the gates did is in the result.
+        """Makes calls of the model without a language use these experts, within the block. The result has their gates.
 
-        The language lives as long as the block and no longer, and is seen by no other thread.
+        noise: see `Routing`. Other threads do not see the languages.
         """
         return self.router.use(Routing(self._codes(languages), noise=noise))
 
@@ -194,7 +194,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
 
     @contextmanager
     def _called(self, languages: Languages, task: str | None) -> Iterator[Routing | None]:
-        """The routing of one call: its own where it names a language, else that of the block around it."""
+        """Sets the routing of one call: by its own language, or that of the block around it. Yields None without either."""
         around = self.router.current()
         if languages is None and around is None:
             yield None
@@ -223,9 +223,9 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         task: str | None = None,
         **kwargs: Any,
     ) -> DistilWhisperOutput | tuple:
-        """As Whisper's; language: a code or a name for the batch, or one for each row (None: the shared path).
+        """Computes what Whisper's forward does. language: for the batch or for each row; None: the shared blocks.
 
-        task: 'translate' keeps the decoder on the shared path, as published. Raises PipelineError for unknown languages.
+        task: 'translate' keeps the decoder on the shared blocks, as published. Raises PipelineError for unknown languages.
         """
         with self._called(language, task) as routing:
             output = super().forward(
@@ -247,10 +247,10 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return DistilWhisperOutput(**output, encoder_gates=gates["encoder"], decoder_gates=gates["decoder"])
 
     def generate(self, input_features: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As Whisper's; `language` also chooses the experts, one for the batch or one for each row.
+        """Does what Whisper's generate does. `language` also chooses the experts, one for the batch or one for each row.
 
-        A language that was trained under another's token is prompted by that. With task 'translate' the decoder takes the
-        shared path. Several languages at once need audio of at most one window. Raises PipelineError for unknown languages.
+        A language trained under another's token is prompted with that token. With task 'translate' the decoder uses the
+        shared blocks. Several languages need audio of one window at most. Raises PipelineError for unknown languages.
         """
         config = kwargs.get("generation_config") or self.generation_config
         language, task = (kwargs.get(name) or getattr(config, name, None) for name in ("language", "task"))
@@ -265,7 +265,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             return super().generate(input_features, *args, **kwargs)
 
     def _check_one_window(self, input_features: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
-        """Whisper's generation drops rows of the batch as they end, and does not say which."""
+        """Raises PipelineError where Whisper's generation would drop the rows that have ended: it does not tell which."""
         window = self.config.max_source_positions * FRAMES_PER_POSITION
         long = input_features is not None and input_features.shape[-1] > window
         if long or isinstance(kwargs.get("temperature"), list | tuple):
@@ -275,7 +275,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             )
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """For torch's activation checkpointing: a layer that is computed again in the backward pass takes the same route."""
+        """Gives torch's activation checkpointing the routing, for layers that are computed again in the backward pass."""
         routing = self.router.current()
         if routing is None:
             return nullcontext(), nullcontext()
@@ -285,7 +285,7 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """As in transformers, never reentrant: a reentrant layer would lose its route."""
+        """Does what transformers does, but never reentrant: a reentrant layer would lose its routing."""
         given = {
             **(activation_checkpointing_kwargs or {}),
             "use_reentrant": False,

@@ -1,23 +1,23 @@
-"""An expert's tensors as they are stored: its values, or what it changed of the shared block in 8 bits or of low rank."""
+"""Converts an expert's tensors to and from their stored form.
 
-from collections.abc import Callable, Mapping
+That is the values, or the difference from the shared block, in 8 bits and/or of low rank.
+"""
+
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from cache.errors import PipelineError
+from cache.progress import Progress, silent
 from stages.shared.student.config import GATE_DIM
 
+# Shapes: O outputs and I inputs of an FFN matrix, as nn.Linear stores it
 Precision = Literal["fp16", "fp32", "int8"]
 Tensors = Mapping[str, torch.Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape and type
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
-LARGEST = 127  # int8, symmetric
-Progress = Callable[[int, int, str], None]  # done, all, a note
-
-
-def silent(done: int, total: int, note: str) -> None:
-    return None
+LARGEST = 127  # int8 codes are symmetric: -127 to 127
 
 
 def pack(
@@ -25,17 +25,18 @@ def pack(
     shared: Tensors,
     precision: Precision = "fp16",
     rank: int | None = None,
-    progress: Progress = silent,
+    progress: Progress[str] = silent,
 ) -> dict:
-    """`state`, an expert with its gates, -> the tensors to store; `shared` has the frozen FFNs' under the experts' names.
+    """Returns the tensors to store for `state`, an expert with its gates.
 
-    In fp16 and fp32 at full rank the values themselves are stored. Their rounding is relative to the weight instead of to
-    what was changed of it, but it is that of the released Whisper weights, and such a file means the same whatever the
-    frozen weights have been rounded to in the meantime. With int8 or a rank it is D = expert - shared of each FFN matrix:
-    int8 codes with a float32 scale for each row, or the first `rank` components of D = U S V', as U and S V'.
-    Biases and gates, a thirtieth of the expert, are stored as values, and in float16 where the rest is int8.
+    shared: the frozen FFNs, by the expert's names.
+    With fp16 and fp32 at full rank the values are stored. Rounding is then relative to the weight, not to its change, as
+    in the released Whisper weights. The file does not depend on how the frozen weights are rounded later.
+    With int8 or a rank, D = expert - shared of each FFN matrix (O, I) is stored: int8 codes with a float32 scale for each
+    row, or the first `rank` components of D = U S V', as U (O, rank) and S V' (rank, I).
+    Biases and gates, a thirtieth of the expert, are stored as values; in float16 if the rest is int8.
 
-    Raises PipelineError where a value is beyond the precision, or where D would be from rounded weights.
+    Raises PipelineError where the precision cannot hold a value, or where D would need shared weights that were rounded.
     """
     check_choice(shared, precision, rank)
     stored: dict[str, torch.Tensor] = {}
@@ -60,7 +61,7 @@ def pack(
 
 
 def unpack(tensors: Tensors, shared: Tensors, precision: Precision, rank: int | None, source: str) -> dict:
-    """What `pack` stored -> the expert's state in float32. Raises PipelineError naming `source` and the first misfit."""
+    """Returns the expert's state in float32 from what `pack` returned. Raises PipelineError naming `source` and the fault."""
     try:
         wanted = layout(shared, precision, rank)
     except PipelineError as error:
@@ -83,7 +84,7 @@ def unpack(tensors: Tensors, shared: Tensors, precision: Precision, rank: int | 
 
 
 def layout(shared: Tensors, precision: Precision, rank: int | None) -> Layout:
-    """Name, shape and type of each stored tensor. Raises PipelineError for a precision or a rank that cannot be."""
+    """Returns name, shape and type of each stored tensor. Raises PipelineError for an invalid precision or rank."""
     check_choice(shared, precision, rank)
     wanted: Layout = {}
     for name, shape in expert_shapes(shared).items():
@@ -100,7 +101,7 @@ def layout(shared: Tensors, precision: Precision, rank: int | None) -> Layout:
 
 
 def expert_shapes(shared: Tensors) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of an expert: those of the shared FFNs, and for each FFN a gate's W1, b1 and w2."""
+    """Returns name and shape of each tensor of an expert: the FFNs', and for each FFN its gate's W1, b1 and w2."""
     shapes = {name: tuple(tensor.shape) for name, tensor in shared.items()}
     for name, shape in list(shapes.items()):
         if name.endswith(".expert.fc1.weight"):
@@ -111,7 +112,7 @@ def expert_shapes(shared: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def check_choice(shared: Tensors, precision: Any, rank: Any) -> None:
-    """Raises PipelineError for what may stand in a file or on a command line, but cannot be."""
+    """Raises PipelineError for an invalid precision or rank, from a file or a command line."""
     if not isinstance(precision, str) or precision not in DTYPES:
         raise PipelineError(f"precision is {precision!r}, expected one of {', '.join(DTYPES)}")
     most = min(min(tensor.shape) for tensor in shared.values() if tensor.dim() == 2)
@@ -120,7 +121,7 @@ def check_choice(shared: Tensors, precision: Any, rank: Any) -> None:
 
 
 def misfit(found: Tensors, wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]) -> str:
-    """What the first tensor that does not fit has wrong, '' where all fit. A type of None: any floating one."""
+    """Returns the fault of the first tensor that does not fit, '' if all fit. A type of None allows any float type."""
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             return f"tensor '{name}' is missing"
@@ -130,19 +131,18 @@ def misfit(found: Tensors, wanted: Mapping[str, tuple[tuple[int, ...], torch.dty
         if tuple(tensor.shape) != shape:
             return f"tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}"
         if tensor.dtype != dtype and not (dtype is None and tensor.is_floating_point()):
-            return (
-                f"tensor '{name}' is of type {_short(tensor.dtype)}, expected {_short(dtype) if dtype else 'a float'}"
-            )
+            expected = dtype_name(dtype) if dtype else "a float"
+            return f"tensor '{name}' is of type {dtype_name(tensor.dtype)}, expected {expected}"
     return ""
 
 
 def not_finite(tensors: Tensors) -> str:
-    """The name of the first tensor that holds a NaN or an infinity, '' where there is none."""
+    """Returns the name of the first tensor that holds a NaN or an infinity, '' if there is none."""
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
 
 
 def kept(state: Tensors, stored: Tensors, shared: Tensors) -> float:
-    """1 - |stored - state|^2 / |state - shared|^2 over all FFN matrices: how much of what training changed is left."""
+    """Returns the share of the training's change that is kept: 1 - |stored - state|^2 / |state - shared|^2 over all FFNs."""
     changed = lost = 0.0
     for name, frozen in shared.items():
         changed += (state[name].float() - frozen.float()).square().sum().item()
@@ -155,7 +155,7 @@ def _is_difference(name: str, precision: Precision, rank: int | None) -> bool:
 
 
 def _parts(difference: torch.Tensor, rank: int | None) -> dict[str, torch.Tensor]:
-    """The singular values go with the right factor, whose rows have a scale each: so that no component's is lost."""
+    """Puts the singular values into the right factor: its int8 rows have a scale each, so that small values are not lost."""
     if rank is None:
         return {"delta": difference}
     left, values, right = _largest_components(difference.double(), rank)
@@ -163,10 +163,10 @@ def _parts(difference: torch.Tensor, rank: int | None) -> dict[str, torch.Tensor
 
 
 def _largest_components(x: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U, S and V' of the `rank` largest singular values, of float64.
+    """Returns U, S and V' of the `rank` largest singular values of x, in float64.
 
-    From the eigenvectors of the smaller of XX' and X'X: much less work than the SVD of an FFN's matrix, and in float64 a
-    value is lost among the roundings at 1e-8 of the largest, far below float16.
+    They come from the eigenvectors of the smaller of XX' and X'X, which is much less work than the SVD of an FFN matrix.
+    In float64, singular values below 1e-8 of the largest are lost in rounding, far below float16's precision.
     """
     if x.shape[0] > x.shape[1]:
         right, values, left = _largest_components(x.T, rank)
@@ -189,5 +189,6 @@ def _decoded(name: str, tensors: Tensors) -> torch.Tensor:
     return x * tensors[f"{name}.scale"][:, None] if f"{name}.scale" in tensors else x
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns 'float16' for torch.float16, and so on."""
     return str(dtype).removeprefix("torch.")

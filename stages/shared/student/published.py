@@ -1,7 +1,7 @@
-"""Experts as naver published them: a pickled state dict per language, beside a full checkpoint.
+"""Reads experts as naver published them: a pickled state dict for each language, beside a full checkpoint.
 
-`expert.<language name>.bin` holds `model.encoder.layers.0.ffn_clsr.proj.catalan.fc1.weight` and so on: `proj` is the
-expert's FFN, `gate_in` is the gate's W1 and b1, `gate_out` its w2. In the checkpoint the frozen FFN is `proj.shared`.
+`expert.<language name>.bin` has keys such as `model.encoder.layers.0.ffn_clsr.proj.catalan.fc1.weight`. `proj` is the
+expert's FFN, `gate_in` is the gate's W1 and b1, `gate_out` is its w2. In the checkpoint `proj.shared` is the frozen FFN.
 """
 
 import re
@@ -19,7 +19,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student.config import GATE_DIM
 from stages.shared.student.packing import Tensors, expert_shapes, misfit, not_finite
-from stages.shared.whisper.download import fetched
+from stages.shared.whisper.download import download_matching
 from stages.shared.whisper.languages import without_token
 from stages.shared.whisper.models import HUB_TIMEOUT_S
 from stages.shared.whisper.weights import read_weights
@@ -33,27 +33,27 @@ SHARED = ".ffn_clsr.proj.shared."
 
 
 def file_name(language: str) -> str:
-    """'ca' -> 'expert.catalan.bin'. Raises PipelineError for a language that has no name in Whisper."""
+    """Returns 'expert.catalan.bin' for 'ca'. Raises PipelineError for a language that Whisper has no name for."""
     if language not in LANGUAGES:
         raise PipelineError(f"{without_token(language)}: published experts are named as Whisper names languages")
     return f"expert.{LANGUAGES[language]}.bin"
 
 
 def published_languages(folder: AnyPath) -> list[str]:
-    """The codes of the languages whose experts lie in `folder`; none where it is no published folder."""
+    """Returns the codes of the languages whose published experts lie in `folder`."""
     names = [path.name.removeprefix("expert.").removesuffix(".bin") for path in sorted(folder.glob("expert.*.bin"))]
     return [TO_LANGUAGE_CODE[name] for name in names if name in TO_LANGUAGE_CODE]
 
 
 def find_published(source: str, language: str, whole: bool) -> tuple[Path, str]:
-    """A local folder with what is needed of `source` (folder, URL or hub id), and a line saying what it is.
+    """Returns a local folder with the expert of `source` (folder, URL or hub id), and a line for the user about it.
 
-    whole: also fetch the full checkpoint. Raises PipelineError where `source` is not there or has no such expert.
+    whole: also fetch the full checkpoint. Raises PipelineError where there is no `source`, or no such expert in it.
     """
     wanted = (file_name(language), CONFIG, *(CHECKPOINT_PATTERNS if whole else ()))
     folder = storage.path(source)
     if not isinstance(folder, Path):
-        copy = fetched(folder, wanted)
+        copy = download_matching(folder, wanted)
         found = copy, f"{source}: copied to {copy}"
     elif folder.is_dir():
         found = folder, f"{source}: local folder"
@@ -64,21 +64,21 @@ def find_published(source: str, language: str, whole: bool) -> tuple[Path, str]:
 
 
 def from_hub(source: str, wanted: Iterable[str]) -> Path:
-    """A copy of the files `wanted` of a repository. Raises PipelineError where it is not to be had."""
+    """Downloads the files `wanted` of a hub repository. Raises PipelineError where that fails."""
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
     try:
         return Path(snapshot_download(source, allow_patterns=list(wanted), etag_timeout=HUB_TIMEOUT_S))
-    except Exception as error:  # the hub's client raises errors of many libraries, all meaning: not to be had
+    except Exception as error:  # the hub's client passes on the errors of many libraries
         reason = next(iter(str(error).strip().splitlines()), "no message")
         raise PipelineError(
             f"{source}: not a local folder, and the hub does not give it ({type(error).__name__}: {reason}): "
-            "download its folder elsewhere and give that"
+            "download the repository on another machine, and give its folder"
         ) from None
 
 
 def expert_path(folder: AnyPath, language: str) -> AnyPath:
-    """The file of the language's expert. Raises PipelineError where there is none, or where `folder` is of another kind."""
+    """Returns the file of the language's expert. Raises PipelineError where it is missing, or config.json does not fit."""
     if not (path := folder / file_name(language)).exists():
         there = ", ".join(published_languages(folder)) or "no language"
         raise PipelineError(f"{path}: no such file; in its folder are experts for {there}")
@@ -92,10 +92,10 @@ def expert_path(folder: AnyPath, language: str) -> AnyPath:
 
 
 def read_published(folder: AnyPath, language: str, shared: Tensors) -> dict[str, torch.Tensor]:
-    """The expert's state in float32 under our names. `shared`: the frozen FFNs' tensors, for the shapes.
+    """Returns the expert's state in float32, under our names. No code in the pickle is run.
 
-    Raises PipelineError naming the first key that is missing, not expected, of another language, of another shape or not
-    finite. Nothing that a pickle says is run.
+    shared: the frozen FFNs by the expert's names, for the shapes. Raises PipelineError naming the first key that is missing,
+    not expected, of another language, of another shape or not finite.
     """
     path, name = expert_path(folder, language), LANGUAGES[language]
     published = unpickled(path)
@@ -115,7 +115,7 @@ def read_published(folder: AnyPath, language: str, shared: Tensors) -> dict[str,
 
 
 def published_name(name: str, language_name: str) -> str:
-    """'encoder.layers.0.gate.inner.bias' -> 'model.encoder.layers.0.ffn_clsr.gate_in.catalan.bias'"""
+    """Returns 'model.encoder.layers.0.ffn_clsr.gate_in.catalan.bias' for 'encoder.layers.0.gate.inner.bias'."""
     for own, theirs in OUR_PARTS.items():
         if own in name:
             return "model." + name.replace(own, ".ffn_clsr" + theirs.format(language_name))
@@ -123,7 +123,7 @@ def published_name(name: str, language_name: str) -> str:
 
 
 def published_base(folder: AnyPath) -> dict[str, torch.Tensor] | None:
-    """The full checkpoint's base under Whisper's own names, without experts and gates; None where it is not there."""
+    """Returns the full checkpoint's base, without experts and gates, by Whisper's names; None if there is no checkpoint."""
     found = next((folder / name for name in CHECKPOINTS if (folder / name).exists()), None)
     if found is None:
         return None
@@ -145,18 +145,18 @@ def _shards(index: AnyPath) -> list[AnyPath]:
 
 
 def check_published_base(folder: AnyPath, base: Tensors, what: str) -> bool:
-    """Whether the base could be checked: False where `folder` has no full checkpoint.
+    """Compares a base with the one in the full checkpoint in `folder`. Returns False if there is no checkpoint.
 
-    base: parameters of the base `what` by Whisper's own names, such as `model.encoder.layers.0.fc1.weight`; all, or some.
-    Raises PipelineError naming the first that differs in float32. The encoder's fixed positions depend on the window and
-    are left out, as in `weights_fingerprint`.
+    base: all or some parameters of the base `what`, by Whisper's names, such as `model.encoder.layers.0.fc1.weight`.
+    Raises PipelineError naming the first one that differs in float32. The encoder's position embeddings are fixed and
+    depend on the window: they are not compared, as in `weights_fingerprint`.
     """
     published = published_base(folder)
     if published is None:
         return False
     for name in sorted(base):
         if not name.endswith("encoder.embed_positions.weight") and (fault := _difference(name, published, base[name])):
-            raise PipelineError(f"{folder}: its experts were trained beside another base than {what}: {fault}")
+            raise PipelineError(f"{folder}: its experts were trained with another base than {what}: {fault}")
     return True
 
 
@@ -172,19 +172,20 @@ def _difference(name: str, published: Tensors, tensor: torch.Tensor) -> str:
 
 
 def unpickled(path: AnyPath) -> dict[str, torch.Tensor]:
-    """A torch file's tensors. Raises PipelineError where it is damaged or holds anything else; nothing in it is run."""
+    """Returns the tensors of a torch file; runs no code in it. Raises PipelineError if it is damaged or holds other things."""
     try:
         with files.local_copy(path) as copy, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused below
+            # they are about pickle protocols; a file that cannot be read is refused below
+            warnings.simplefilter("ignore")
             found: Any = torch.load(copy, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle that was made by hand, or is damaged, makes the reader fail in any way
+    except Exception as error:  # a damaged or hostile pickle can make the reader raise anything
         raise PipelineError(
-            f"{path}: not readable as a torch file of tensors alone ({type(error).__name__}): nothing in it was run"
+            f"{path}: not readable as a torch file with nothing but tensors ({type(error).__name__}); no code in it was run"
         ) from None
     if not isinstance(found, dict) or not all(
         isinstance(key, str) and _is_plain(value) for key, value in found.items()
     ):
-        raise PipelineError(f"{path}: holds something else than tensors by name: expected a state dict")
+        raise PipelineError(f"{path}: holds other things than named tensors, expected a state dict")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which expert each row of a batch goes through: an argument of a call, which ends with it."""
+"""The expert of each row of a batch. It is valid for one call only, or inside one `with model.route(...)`."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,25 +10,28 @@ import torch
 from cache.errors import PipelineError
 from stages.shared.whisper.languages import LANGUAGES, language_code, without_token
 
-Languages = str | None | Sequence[str | None]  # one for the batch, or one for each row; None: the shared path
+# Shapes: B rows of a batch, T positions
+Languages = str | None | Sequence[str | None]  # one for the batch, or one for each row; None: the shared blocks
 
 
 @dataclass
 class Routing:
-    """What one call of the model asks of its routed layers, and what they tell of it."""
+    """The experts that one call of the model uses, and the gates that its layers record."""
 
     languages: Languages = None
-    decoder: bool = True  # False: the decoder takes the shared path, as it does to translate
-    noise: float = 0.0  # alpha: standard deviation of the noise on the gate's logits while training
-    gates: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # by layer, a (B, T) for each of its calls
+    decoder: bool = True  # False: the decoder uses the shared blocks, as for translation
+    noise: float = 0.0  # alpha: standard deviation of the noise on the gate's logits in training
+    gates: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # layer -> a (B, T) for each call of the layer
 
     def record(self, layer: str, gate_BT: torch.Tensor) -> None:
+        """Adds a layer's gates: bool, or floats from 0 to 1 in training."""
         self.gates.setdefault(layer, []).append(gate_BT)
 
     def rows(self, layer: str, experts: Collection[str], batch: int) -> list[tuple[str, torch.Tensor | None]]:
-        """(expert, rows of the batch that ask for it), rows (B,) bool or None for all of them. The others are shared.
+        """Returns each expert in use, with its rows: (B,) bool, or None for all. Other rows use the shared block.
 
-        Beam search has several consecutive rows for each that was asked for.
+        batch: number of rows. Beam search has several consecutive rows for each language.
+        Raises ValueError where `batch` is not a multiple of the number of languages.
         """
         if layer.startswith("decoder") and not self.decoder:
             return []
@@ -47,13 +50,15 @@ _ACTIVE: ContextVar[tuple[tuple["Router", Routing], ...]] = ContextVar("active r
 
 
 class Router:
-    """One for each model, held by its layers; threads and models do not see each other's routings."""
+    """Holds the routings of one model. Its layers share it. Threads and models do not see each other's routings."""
 
     def current(self) -> Routing | None:
+        """Returns the innermost routing of this thread, None outside of all."""
         return next((routing for router, routing in reversed(_ACTIVE.get()) if router is self), None)
 
     @contextmanager
     def use(self, routing: Routing) -> Iterator[Routing]:
+        """Makes `routing` the current one, within the block and in this thread."""
         before = _ACTIVE.set((*_ACTIVE.get(), (self, routing)))
         try:
             yield routing
@@ -62,9 +67,9 @@ class Router:
 
 
 def codes_of(languages: Languages, known: Collection[str]) -> Languages:
-    """Names or codes -> codes; <|ca|>, as generate takes it, is a code, too.
+    """Turns names, codes or tokens such as <|ca|> into codes.
 
-    known: the codes beyond Whisper's own that mean something here. Raises PipelineError for any other.
+    known: the codes that are allowed beside Whisper's own. Raises PipelineError for any other.
     """
     if languages is None:
         return None
@@ -77,6 +82,9 @@ def codes_of(languages: Languages, known: Collection[str]) -> Languages:
 
 
 def gates_of(routing: Routing | None, side: str) -> tuple[torch.Tensor, ...] | None:
-    """Each layer's gates in one call; None where nothing was routed, or the side did not run."""
+    """Returns each layer's gates (B, T) of the last call; None where nothing was routed, or the side did not run.
+
+    side: encoder or decoder.
+    """
     found = tuple(calls[-1] for layer, calls in routing.gates.items() if layer.startswith(side)) if routing else ()
     return found or None

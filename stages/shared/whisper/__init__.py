@@ -1,1 +1,1 @@
-"""What every stage needs of Whisper: its weights, languages, features, text normaliser and decoding."""
+"""Whisper's weights, languages, features, target tokens and decoding."""

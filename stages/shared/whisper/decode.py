@@ -1,4 +1,4 @@
-"""Greedy transcription of clips through transformers' `generate`: the one path by which any text is decoded."""
+"""Transcribes clips greedily with transformers' `generate`. All stages decode text here."""
 
 import copy
 import zlib
@@ -17,17 +17,18 @@ from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import prompt_ids, token_of
 
-LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop: at least so many tokens, in at least so many copies of one piece
-LONGEST_PIECE = 32
-CHECK_EVERY = 8
+# Shapes: B clips of a batch, T positions, S encoder positions, D model width
+LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop is at least so many tokens, in at least so many copies of one piece
+LONGEST_PIECE = 32  # tokens
+CHECK_EVERY = 8  # tokens
 
-Gates = dict[str, list[torch.Tensor]]  # by layer, a (B, T) for each of its calls; {} for a model without experts
+Gates = dict[str, list[torch.Tensor]]  # layer -> a (B, T) for each call; {} for a model without experts
 
 
 def loop_start(tokens: list[int]) -> int | None:
-    """Where the loop begins that `tokens` ends in, after the first copy of what it repeats; None where there is none.
+    """Returns where the repeated copies begin if `tokens` ends in a loop, else None. The first copy is not in the loop.
 
-    Greedy decoding that repeats itself does so up to its last allowed token; one such clip counts hundreds of errors.
+    Greedy decoding that repeats itself goes on up to the last allowed token. One such clip adds hundreds of errors.
     """
     for piece in range(1, LONGEST_PIECE + 1):
         start = len(tokens)
@@ -40,7 +41,7 @@ def loop_start(tokens: list[int]) -> int | None:
 
 
 class _EndOfLoops(StoppingCriteria):
-    """Ends each row of a batch that is in a loop; the others go on."""
+    """Stops the rows of a batch that are in a loop. The others go on."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.Tensor:  # type: ignore[override]
         ended = [False] * len(input_ids)
@@ -51,19 +52,19 @@ class _EndOfLoops(StoppingCriteria):
 
 @dataclass(frozen=True)
 class Transcript:
-    tokens: list[int]  # after the prompt, up to and with end of text where it was reached
+    tokens: list[int]  # after the prompt; ends with end of text if that was reached
     text: str  # stripped
-    looped: bool  # ended in a repetition; where loops are cut, one copy of the repeated piece is left
-    unended: bool  # stopped by the most tokens there may be, so that its end is missing
-    compression_ratio: float  # of the text with its loop
-    silent: bool = False  # nothing was to be heard, so that nothing was decoded
+    looped: bool  # ends in a loop; if loops are cut, one copy of the repeated piece is left
+    unended: bool  # stopped at the greatest number of tokens: its end is missing
+    compression_ratio: float  # of the text with its loop, see `compression_ratio`
+    silent: bool = False  # the clip is silent and was not decoded
 
 
 class Transcriber:
-    """Greedy transcription without timestamps, on the device where the model is.
+    """Transcribes greedily, without timestamps, on the model's device. A model with experts uses those of `language`.
 
-    It routes the encoder and the decoder of a model with experts through those of `language`. A text may be as long as the
-    decoder has positions (448 less the prompt). cut_loops: end a text that repeats itself, and keep one copy of the piece.
+    A text may have as many tokens as the decoder has positions (448 less the prompt).
+    cut_loops: stop a text that repeats itself, and keep one copy of the repeated piece.
     Raises PipelineError for a language that the model has no token for.
     """
 
@@ -77,17 +78,17 @@ class Transcriber:
         self.config.update(num_beams=1, do_sample=False, max_length=None)
         self.max_tokens = whisper.model.config.max_target_positions - len(prompt_ids(whisper, language))
         self.config.max_new_tokens = self.max_tokens
-        # without timestamps asked for, one that is generated all the same makes `generate` seek back, at worst for ever
+        # Timestamps are suppressed: `generate` seeks back at one that was not asked for, at worst for ever.
         stamps = range(self.config.no_timestamps_token_id + 1, whisper.model.config.vocab_size)
         self.config.suppress_tokens = [*(self.config.suppress_tokens or []), *stamps]
 
     def __call__(self, clips: list[np.ndarray]) -> list[Transcript]:
-        """16 kHz clips of at most one window -> what is said in each; nothing where a clip is silent."""
+        """Returns a transcript of each clip: (samples,) float32 at 16 kHz, at most one window. Silent clips have no text."""
         return self.with_gates(clips)[0]
 
     @torch.inference_mode()
     def with_gates(self, clips: list[np.ndarray]) -> tuple[list[Transcript], Gates]:
-        """The transcripts, and what the gates did in the clips that were not silent, in their order."""
+        """Returns the transcripts, and the gates of the clips that are not silent, in their order."""
         silent = [is_silent(clip) for clip in clips]
         audible = [clip for clip, nothing in zip(clips, silent, strict=True) if not nothing]
         found: list[Transcript] = []
@@ -102,18 +103,18 @@ class Transcriber:
 
     @torch.inference_mode()
     def decode(self, encoded_BSD: torch.Tensor, silent: Sequence[bool]) -> list[Transcript]:
-        """The encoder's output of B clips -> what is said in each, nothing where it is `silent`; for models without experts.
+        """Returns transcripts from the encoder's output (B, S, D). silent: for each clip; a silent one has no text.
 
-        Raises ValueError for a model with experts: whether its encoder took them cannot be seen from its output.
+        Raises ValueError for a model with experts: the output does not tell whether its encoder used them.
         """
         if hasattr(self.whisper.model, "route"):
-            raise ValueError("a model with experts: give the clips, so that its encoder takes the experts, too")
+            raise ValueError("a model with experts: give the clips, so that its encoder also uses the experts")
         with self._autocast():
             found = self._generate(encoded_BSD)
         return [self._silence() if nothing else one for one, nothing in zip(found, silent, strict=True)]
 
     def _route(self) -> AbstractContextManager[Any]:
-        """Routes all calls of a model with experts; does nothing for a plain Whisper."""
+        """Routes all calls within the block if the model has experts. Does nothing for a plain Whisper."""
         model: Any = self.whisper.model
         return model.route(self.language) if hasattr(model, "route") else nullcontext()
 
@@ -133,7 +134,7 @@ class Transcriber:
         return Transcript([self.whisper.tokenizer.eos_token_id], "", False, False, 0.0, silent=True)
 
     def _transcript(self, row: list[int]) -> Transcript:
-        """Without padding; `generate` strips end of text where no other clip of the batch was longer."""
+        """Removes the padding. `generate` strips end of text from the longest clips of a batch: it is added again."""
         end = self.whisper.tokenizer.eos_token_id
         tokens = row[: row.index(end)] if end in row else row
         loop = loop_start(tokens)
@@ -153,6 +154,6 @@ class Transcriber:
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of the text per byte of it compressed, as openai/whisper has it: above 2.4 it mostly repeats itself."""
+    """Returns the bytes of the text divided by its compressed bytes, as openai/whisper does. Above 2.4 it mostly repeats."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))

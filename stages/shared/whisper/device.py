@@ -1,4 +1,4 @@
-"""Where a model computes, and in which number format: device, dtype, threads and memory."""
+"""Chooses device and number format, and sets up threads and memory."""
 
 import ctypes
 import os
@@ -13,8 +13,10 @@ from cache.errors import PipelineError
 
 
 def compute_dtype(name: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """'auto' -> bfloat16 where the processor has instructions for it; else float16 on a GPU, but float32 where one trains,
-    as float16's small range loses gradients; else float32. The others as they say.
+    """Returns the type for bf16, fp16, fp32 or auto.
+
+    'auto' is bfloat16 where the processor has instructions for it. Otherwise it is float16 on a GPU, and float32 on a CPU
+    or in training, where float16's small range loses gradients.
     """
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
@@ -28,7 +30,7 @@ def compute_dtype(name: str, device: torch.device, training: bool = False) -> to
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' -> cuda where there is one, else cpu. Raises PipelineError for a device that is not there."""
+    """Returns the device `name`; 'auto' is cuda where there is one, else cpu. Raises PipelineError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -42,15 +44,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_all_cores() -> None:
-    """Uses the cores this process may run on (torch counts the machine's)."""
+    """Lets torch use all cores that this process may run on. Torch's default counts the machine's cores."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @contextmanager
 def fast_products(dtype: torch.dtype) -> Iterator[None]:
-    """While `dtype` is of 16 bits, float32 products round their factors to as many bits; their sums and results stay float32.
+    """Rounds the factors of float32 products within the block, if `dtype` has 16 bits. Sums and results stay float32.
 
-    A GPU's TF32 has float16's bits. A CPU has nothing for float16.
+    bfloat16: bf16 on a CPU, TF32 on a GPU. float16: TF32 on a GPU, which has as many mantissa bits; a CPU has nothing.
     """
     backends: tuple[Any, ...] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
@@ -65,10 +67,10 @@ def fast_products(dtype: torch.dtype) -> Iterator[None]:
 
 
 def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Keeps the weights of products in `dtype`, in place, but for those being trained: the values that autocast would make.
+    """Casts the weights of Linear and Conv1d layers that are not trained to `dtype`, in place.
 
-    Autocast makes them anew for every call of a weight that takes no gradient: with experts, for every token decoded. The
-    token embeddings stay as they are; the output projection, which shares their values, gets its own.
+    Autocast would make the same values, but at every call, and so with experts for every decoded token. The token
+    embeddings stay as they are. The output projection, which shares them, gets its own copy.
     """
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for module in model.modules():
@@ -79,11 +81,11 @@ def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) ->
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of large tensors: given back and faulted in anew each step it costs a tenth of the time."""
+    """Lets glibc keep the memory of large tensors. Returning it and asking for it again in each step takes 10 % of the time."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return  # another C library
-    mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
+    mallopt(-4, 0)  # M_MMAP_MAX: large blocks also come from the heap
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
     mallopt(-2, 1 << 28)  # M_TOP_PAD, bytes

@@ -1,4 +1,4 @@
-"""Models fetched from a store."""
+"""Downloads models from an object store."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from cache import files, storage
 from cache.storage import RemotePath
 
 
-def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
-    """A local copy of the files in `folder` whose names match; made once for the same files with the same content."""
+def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
+    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once."""
     versions = {
         name: version
         for name, version in sorted(storage.versions(folder).items())
@@ -27,6 +27,6 @@ def fetched(folder: RemotePath, patterns: Iterable[str]) -> Path:
             whole.mkdir()
             for name in versions:
                 files.download(folder / name, whole / name)
-            if not copy.is_dir():  # another process may have been as quick
+            if not copy.is_dir():  # another process may have finished first
                 whole.rename(copy)
     return copy

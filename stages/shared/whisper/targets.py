@@ -1,4 +1,4 @@
-"""Target tokens and the decoder's inputs: one place, so that teacher and student read the same ones."""
+"""Makes target tokens and decoder inputs. Teacher and student both use these functions, so that theirs are equal."""
 
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
@@ -13,16 +13,18 @@ from stages.shared.whisper.languages import (
 )
 from stages.shared.whisper.models import Whisper
 
+# Shapes: B rows of a batch, P prompt tokens, T target tokens of one text, N target tokens of all rows
+
 
 def token_of(model: WhisperForConditionalGeneration, language: str) -> str:
-    """The language whose token stands for `language` in the model's prompts: its own, unless it was given another."""
+    """Returns the language whose token stands for `language` in the model's prompts: itself, or the one of `use_token`."""
     return (getattr(model.config, "language_tokens", None) or {}).get(language, language)
 
 
 def use_token(model: WhisperForConditionalGeneration, language: str, token: str | None) -> None:
-    """From now on `language` is prompted by the token of the language `token`; None: as the model has it.
+    """Makes the token of the language `token` stand for `language` in prompts. None changes nothing.
 
-    Kept in the model's configuration and saved with it. Raises PipelineError where the model already has another.
+    The choice is saved with the model's configuration. Raises PipelineError where the model already has another one.
     """
     if token is None:
         return
@@ -36,7 +38,7 @@ def use_token(model: WhisperForConditionalGeneration, language: str, token: str 
 
 
 def prompt_language(model: WhisperForConditionalGeneration, language: str) -> str:
-    """`<|es|>`, the token that stands for `language` in prompts. Raises PipelineError where it has none and was given none."""
+    """Returns the token that stands for `language` in prompts, such as `<|es|>`. Raises PipelineError where there is none."""
     code = token_of(model, language)
     if code not in LANGUAGES:
         raise PipelineError(how_to_name_a_token(language))
@@ -44,14 +46,15 @@ def prompt_language(model: WhisperForConditionalGeneration, language: str) -> st
 
 
 def prompt_ids(whisper: Whisper, language: str) -> list[int]:
-    """start of transcript, language, transcribe, no timestamps; an English-only model's prompt names neither of the two.
+    """Returns the prompt (P,): start of transcript, language, transcribe, no timestamps.
 
-    Raises PipelineError for a language that the model does not know, and was given no other language's token for.
+    The prompt of an English-only model has neither language nor task. Raises PipelineError where no token of the model
+    stands for `language`.
     """
     token = prompt_language(whisper.model, language)
     if whisper.english_only and token != "<|en|>":
         raise PipelineError(
-            f"{whisper.source} is an English-only model, the language is '{language}': expected a multilingual Whisper"
+            f"{whisper.model_id} is an English-only model, the language is '{language}': expected a multilingual Whisper"
         )
     chosen = [] if whisper.english_only else [token, "<|transcribe|>"]
     names = ["<|startoftranscript|>", *chosen, "<|notimestamps|>"]
@@ -60,17 +63,17 @@ def prompt_ids(whisper: Whisper, language: str) -> list[int]:
     for name, token in zip(names, ids, strict=True):
         if token is None or token == tokenizer.unk_token_id:
             raise PipelineError(
-                f"{whisper.source}: no token {name}: it does not know this language; give a model that does, or "
+                f"{whisper.model_id}: no token {name}: it does not know this language; give a model that does, or "
                 f"{how_to_name_a_token(language).partition(': ')[2]}"
             )
     return ids
 
 
 def target_ids(tokenizer: WhisperTokenizer, text: str, language: str) -> list[int]:
-    """The transcript's tokens and end of text, (T,).
+    """Returns the transcript's tokens and end of text, (T,).
 
-    With a leading space where the language writes spaces, as Whisper itself begins its transcripts: without it the
-    first token is off the teacher's distribution.
+    Where the language writes spaces, the text begins with one, as Whisper's own transcripts do. Without the space the
+    teacher gives the first token a low probability.
     """
     spaced = text if language in WITHOUT_SPACES else f" {text}"
     ids = tokenizer.encode(spaced, add_special_tokens=False)
@@ -80,10 +83,10 @@ def target_ids(tokenizer: WhisperTokenizer, text: str, language: str) -> list[in
 
 
 def _plain_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
-    """Of a text that holds the name of a control token, such as "<|endoftext|>": the tokens of its letters.
+    """Returns the tokens of a text's letters, also where it holds the name of a control token, such as "<|endoftext|>".
 
-    `split_special_tokens` would not do: it leaves time stamps, which are added tokens but not special ones, and it is a state
-    of the tokenizer, which threads share.
+    `split_special_tokens` does not help: it leaves timestamps, which are added tokens but not special ones. It also is
+    state of the tokenizer, which threads share.
     """
     backend = tokenizer.backend_tokenizer
     words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
@@ -93,7 +96,7 @@ def _plain_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
 def reason_to_leave_out(
     whisper: Whisper, seconds: float, prompt: list[int], targets: list[int]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why `whisper` cannot be trained on an utterance, or score it; None where it can."""
+    """Returns (reason, detail) if `whisper` can neither be trained on an utterance nor score it, else None."""
     if seconds > whisper.audio_window_s:
         return "too_long", f"{seconds:.2f} s in a window of {whisper.audio_window_s} s"
     positions = whisper.model.config.max_target_positions
@@ -104,14 +107,14 @@ def reason_to_leave_out(
 
 
 def decoder_inputs(prompt: list[int], targets: list[list[int]], pad: int) -> torch.Tensor:
-    """prompt + targets without the last one each, padded to (B, P + max T - 1)."""
+    """Returns the prompt and each row's targets but the last, padded with `pad` to (B, P + max T - 1)."""
     length = len(prompt) + max(len(ids) for ids in targets) - 1
     rows = [prompt + ids[:-1] for ids in targets]
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
 def target_positions(prompt: list[int], targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row, column) indices, each (N,), of the decoder positions whose next token is a target, row by row."""
+    """Returns (rows, columns), (N,) each: the decoder positions whose next token is a target, row by row."""
     first = len(prompt) - 1
     rows = torch.cat([torch.full((len(ids),), row) for row, ids in enumerate(targets)])
     columns = torch.cat([torch.arange(first, first + len(ids)) for ids in targets])

@@ -1,4 +1,4 @@
-"""Safetensors files, whole or not there."""
+"""Reads and writes safetensors files. A file is written whole or not at all."""
 
 import torch
 from safetensors import SafetensorError
@@ -10,7 +10,7 @@ from cache.storage import AnyPath
 
 
 def write_weights(path: AnyPath, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Raises PipelineError where the disk is full or cannot be written."""
+    """Writes `tensors` by name. Raises PipelineError where the disk is full or not writable."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with files.atomic_path(path) as temporary:
         try:
@@ -20,7 +20,7 @@ def write_weights(path: AnyPath, tensors: dict[str, torch.Tensor], metadata: dic
 
 
 def read_weights(path: AnyPath) -> dict[str, torch.Tensor]:
-    """Raises PipelineError where the file is missing or damaged."""
+    """Returns the tensors by name. Raises PipelineError where the file is missing or damaged."""
     try:
         with files.local_copy(path) as copy:
             return load_file(copy)

@@ -1,4 +1,4 @@
-"""The encoder's audio window. Whisper's is 30 s; its cost is proportional to it, so short clips may use a shorter one."""
+"""The encoder's audio window: 30 s in Whisper. Its cost is proportional to it: for short clips a shorter one is cheaper."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ FRAMES_PER_SECOND = 100  # log-mel frames
 
 
 def cut_audio_window(model: WhisperForConditionalGeneration, seconds: int) -> None:
-    """Keeps the first `seconds` of the encoder's positions, so that it takes (B, mels, 100*seconds) features."""
+    """Keeps the first `seconds` of the encoder's positions, in place. It then takes features (B, mels, 100*seconds)."""
     positions = seconds * POSITIONS_PER_SECOND
     weight = model.model.encoder.embed_positions.weight
     if positions != weight.shape[0]:
@@ -19,7 +19,7 @@ def cut_audio_window(model: WhisperForConditionalGeneration, seconds: int) -> No
 
 
 def restore_audio_window(model: WhisperForConditionalGeneration) -> None:
-    """Gives the encoder back its 30 s: the positions are fixed sinusoids, so that nothing has to be remembered."""
+    """Sets the encoder's window back to 30 s, in place. All positions are fixed sinusoids: the rest is computed."""
     positions = FULL_WINDOW_S * POSITIONS_PER_SECOND
     weight = model.model.encoder.embed_positions.weight
     if positions != weight.shape[0]:
@@ -31,12 +31,12 @@ def restore_audio_window(model: WhisperForConditionalGeneration) -> None:
 def _set_positions(model: WhisperForConditionalGeneration, weight: torch.Tensor) -> None:
     encoder = model.model.encoder
     encoder.embed_positions = nn.Embedding.from_pretrained(weight, freeze=True)
-    # the encoder checks its input's length, and generate() derives its own window, from the configuration
+    # the encoder and generate() take the length of the window from the configuration
     for part in (model, model.model, encoder, model.model.decoder):
         part.config.max_source_positions = weight.shape[0]
     encoder.max_source_positions = model.model.decoder.max_source_positions = weight.shape[0]
 
 
 def recorded_window(config) -> int | None:
-    """Seconds of the window a model was trained with, None where nothing was recorded (an original Whisper)."""
+    """Returns the window of the training in seconds; None if none is recorded, as in a released Whisper."""
     return getattr(config, "audio_window_s", None)

@@ -180,7 +180,7 @@ def test_the_manifest_says_what_was_cached(teacher, utterances, tmp_path):
     expected = {
         "language": "cs",
         "split": "train",
-        "teacher": teacher.source,
+        "teacher": teacher.model_id,
         "teacher_weights": teacher.fingerprint,
         "vocab_size": len(teacher.tokenizer),
         "prompt": [tokens(f"<|{name}|>") for name in ("startoftranscript", "cs", "transcribe", "notimestamps")],

@@ -220,7 +220,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Whisper:
 
 
 def test_an_english_model_is_refused_for_another_language(english, utterances, tmp_path):
-    expected = f"{english.source} is an English-only model, the language is 'cs': expected a multilingual Whisper"
+    expected = f"{english.model_id} is an English-only model, the language is 'cs': expected a multilingual Whisper"
     for action in (
         lambda: cache(english, utterances / "test", tmp_path / "out"),
         lambda: Transcriber(english, "cs", torch.float32),

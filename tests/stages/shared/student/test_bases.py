@@ -83,10 +83,10 @@ def test_what_cannot_be_compared_is_said(places, tmp_path):
     with pytest.warns(UserWarning, match="cannot be compared"):
         student_in(places["base"], torch.bfloat16).load_expert(tmp_path / "half")
     shutil.copytree(places["expert"], tmp_path / "old")
-    facts = json.loads((tmp_path / "old/experts.json").read_text())
+    metadata = json.loads((tmp_path / "old/experts.json").read_text())
     old = {
         name: value
-        for name, value in facts.items()
+        for name, value in metadata.items()
         if name not in ("base_weights_bf16", "base_weights_fp16", "base_dtype")
     }
     (tmp_path / "old/experts.json").write_text(json.dumps(old))
@@ -162,10 +162,10 @@ def test_a_whisper_has_no_base(trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
     command = ("transcribe", "a.wav", "--lang", "cs", "--model", "models-here/whisper", "--base", "x")
     assert run(monkeypatch, *command) == 1
-    assert "--base x is of no use" in capsys.readouterr().err
+    assert "--base x has no effect" in capsys.readouterr().err
 
 
 def test_a_window_recorded_in_the_facts_is_that_of_the_training(trained):
-    facts = json.loads((trained / "models/cs/clsr/experts.json").read_text())
-    assert facts["audio_window_s"] == 1
-    assert facts["base_weights"] == load_whisper(str(trained / "models-here/whisper"), 1).fingerprint
+    metadata = json.loads((trained / "models/cs/clsr/experts.json").read_text())
+    assert metadata["audio_window_s"] == 1
+    assert metadata["base_weights"] == load_whisper(str(trained / "models-here/whisper"), 1).fingerprint

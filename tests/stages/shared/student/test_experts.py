@@ -19,7 +19,7 @@ from stages.shared.whisper.models import load_whisper
 def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
     """Of Czech, in float16, whose difference has two large components and many small ones."""
     whisper = load_whisper(str(tiny_whisper), 1)
-    facts = {"base": str(tiny_whisper), "base_weights": whisper.fingerprint, "audio_window_s": 1, "method": "clsr"}
+    metadata = {"base": str(tiny_whisper), "base_weights": whisper.fingerprint, "audio_window_s": 1, "method": "clsr"}
     student = Student.from_whisper(whisper.model)
     student.add_expert("cs")
     random = torch.Generator().manual_seed(2)
@@ -28,7 +28,7 @@ def experts(tiny_whisper: Path, tmp_path: Path) -> Path:
         if parameter.dim() == 2:
             rows, columns = parameter.shape
             parameter.data += 0.02 * torch.randn(rows, 2, generator=random) @ torch.randn(2, columns, generator=random)
-    save_expert(student, "cs", tmp_path / "experts", {**facts, "validation_wer": 0.25, "step": 7})
+    save_expert(student, "cs", tmp_path / "experts", {**metadata, "validation_wer": 0.25, "step": 7})
     return tmp_path / "experts"
 
 
@@ -50,7 +50,7 @@ def test_compress(precision, rank, experts, tiny_whisper, tmp_path, monkeypatch,
     assert said.out == ""
     share = kept(state, expected, shared)
     assert share > (0.9 if rank else 0.99)
-    assert f"{100 * share:.2f} % of what it changed of the FFNs is kept" in said.err
+    assert f"{100 * share:.2f} % of what training changed in the FFNs is kept" in said.err
     assert f"experts compress {experts}: {len(state)}/{len(state)} tensors" in said.err
     before, after = facts_of(experts), facts_of(out)
     assert after.pop("compressed_from") == {"precision": "fp16", "rank": None}

@@ -81,7 +81,7 @@ def test_imported(tiny_whisper, tmp_path, monkeypatch, capsys):
     arguments = ["experts", "import", str(folder), "--lang", "galician", "--base", str(tiny_whisper), "--out", str(out)]
     assert run(monkeypatch, *arguments) == 0
     assert f"{out}: expert for gl, " in (said := capsys.readouterr().err)
-    assert f"beside {tiny_whisper}, as its checkpoint has it" in said
+    assert f"the base in its checkpoint equals {tiny_whisper}" in said
     loaded = load_model(str(out))
     assert loaded.student is not None
     assert_agrees(loaded.student, "gl", *reference(model, made, "galician"))
@@ -181,10 +181,10 @@ def test_a_hostile_pickle_runs_nothing(kind, name, tiny_whisper, tmp_path, monke
     arguments = ["--lang", "ca", "--base", str(tiny_whisper), "--out", str(tmp_path / "out")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"pipeline: {folder / name}: not readable as a torch file of tensors alone")
+    assert last.startswith(f"pipeline: {folder / name}: not readable as a torch file with nothing but tensors")
     assert not target.exists()
     assert not (tmp_path / "out").exists()
-    with pytest.raises(PipelineError, match="nothing in it was run"):
+    with pytest.raises(PipelineError, match="no code in it was run"):
         Student.from_whisper(load_whisper(str(tiny_whisper)).model).load_expert(folder, "ca")
     assert not target.exists()
     if kind != "old torch file":  # the same file does run where it is read without care: the test could fail
@@ -225,11 +225,11 @@ BIAS = KEY.format("proj", "fc1.bias")
         (lambda s: s.update({BIAS: torch.ones(64, dtype=torch.int64)}), f"'{BIAS}' is of type int64, expected a float"),
         (lambda s: s[BIAS].__setitem__(5, float("nan")), f"'{BIAS}' has values that are not finite"),
         (lambda s: s[BIAS].__setitem__(5, float("-inf")), f"'{BIAS}' has values that are not finite"),
-        (lambda s: s.update({BIAS: "text"}), "something else than tensors by name"),
-        (lambda s: s.update({BIAS: torch.ones(64, device="meta")}), "something else than tensors by name"),
-        (lambda s: s.update({BIAS: torch.ones(64).to_sparse()}), "something else than tensors by name"),
-        (lambda s: list(s.values()), "something else than tensors by name"),
-        (lambda s: {"state_dict": s}, "something else than tensors by name"),
+        (lambda s: s.update({BIAS: "text"}), "other things than named tensors"),
+        (lambda s: s.update({BIAS: torch.ones(64, device="meta")}), "other things than named tensors"),
+        (lambda s: s.update({BIAS: torch.ones(64).to_sparse()}), "other things than named tensors"),
+        (lambda s: list(s.values()), "other things than named tensors"),
+        (lambda s: {"state_dict": s}, "other things than named tensors"),
     ],
 )
 def test_what_does_not_fit_is_named(change, text, tiny_whisper, tmp_path):
@@ -306,9 +306,9 @@ def test_a_base_that_must_be_checked(tiny_whisper, tmp_path, monkeypatch, capsys
     _, _, folder = published(tiny_whisper, tmp_path / "published", None)
     arguments = ["--lang", "ca", "--base", str(tiny_whisper), "--out", str(tmp_path / "out")]
     assert run(monkeypatch, "experts", "import", str(folder), *arguments, "--check-base") == 1
-    assert "no full checkpoint in it" in capsys.readouterr().err
+    assert "holds no full checkpoint" in capsys.readouterr().err
     assert run(monkeypatch, "experts", "import", str(folder), *arguments) == 0
-    assert f"whether it was trained beside {tiny_whisper} was not checked" in capsys.readouterr().err
+    assert f"whether its base is {tiny_whisper} was not checked" in capsys.readouterr().err
     assert find_published(str(folder), "ca", False) == (folder, f"{folder}: local folder")
 
 

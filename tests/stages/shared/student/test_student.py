@@ -304,8 +304,8 @@ def test_activation_dropout_is_refused(whisper):
 
 def saved(whisper: Whisper, folder: Path) -> Student:
     student = with_expert(whisper)
-    facts = {"base": whisper.source, "base_weights": whisper.fingerprint, "audio_window_s": whisper.audio_window_s}
-    save_expert(student, "cs", folder, facts)
+    metadata = {"base": whisper.model_id, "base_weights": whisper.fingerprint, "audio_window_s": whisper.audio_window_s}
+    save_expert(student, "cs", folder, metadata)
     return student
 
 
