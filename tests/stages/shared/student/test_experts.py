@@ -1,13 +1,19 @@
 """`pipeline experts info` and `compress` as a user meets them; `import` is in test_published.py."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from makers import make_tiny_whisper, run, save_expert
 from safetensors.torch import load_file
 
+from cache import files
+from stages.shared.student import experts as experts_module
+from stages.shared.student import loading
 from stages.shared.student.experts import METADATA, WEIGHTS, read_expert, read_expert_metadata, shared_of
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
@@ -162,3 +168,21 @@ def test_facts_that_are_not_sound_are_named(change, text, experts, tmp_path, mon
     for arguments in (["info", experts], ["compress", experts, "--out", tmp_path / "out"]):
         assert run(monkeypatch, "experts", *map(str, arguments)) == 1
         assert capsys.readouterr().err.splitlines() == [f"pipeline: {experts / METADATA}: {text}"]
+
+
+def test_each_file_is_read_once(experts, monkeypatch, tmp_path):
+    """From `pipeline transcribe --model EXPERT` to the text: the expert's files, and the base's weights."""
+    soundfile.write(tmp_path / "talk.wav", 0.1 * np.sin(np.arange(16_000) / 20), 16_000)
+    opened: Counter[str] = Counter()
+    readers = ((files, "read_json"), (experts_module, "read_weights"), (loading, "find_base"), (loading, "load_base"))
+    for module, name in readers:
+        read = getattr(module, name)
+
+        def counted(first, *others, read=read, name=name, **named):
+            path = getattr(first, "name", "") if name.startswith("read_") else name
+            opened[path] += 1
+            return read(first, *others, **named)
+
+        monkeypatch.setattr(module, name, counted)
+    assert run(monkeypatch, "transcribe", str(tmp_path / "talk.wav"), "--model", str(experts)) == 0
+    assert opened == {METADATA: 1, WEIGHTS: 1, "find_base": 1, "load_base": 1}
