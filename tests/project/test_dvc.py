@@ -156,6 +156,9 @@ def test_paper_preset_covers_all_languages_and_fleurs():
         "further-from-teacher@ca-fleurs-clsr-kd",
         "further-base@uk-fleurs",
         "train-from-teacher@th-clsr-kd",
+        "train-from-transcripts@ta-full",
+        "evaluate-from-transcripts@pl-lora",
+        "further-from-transcripts@hu-fleurs-lora",
     } <= listed
 
 

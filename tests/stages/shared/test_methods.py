@@ -87,7 +87,8 @@ def test_the_presets_list_methods_where_they_belong(preset: Path):
     methods = load_params(preset, {}).methods
     assert methods.from_transcripts and methods.from_teacher
     assert methods.changes("clsr") == methods.from_transcripts["clsr"]
-    assert methods.changes("full") == {}
+    assert methods.changes("full") == methods.from_transcripts.get("full", {})
+    assert methods.changes("full-kd") == {}
 
 
 def test_a_new_row_is_a_new_method(monkeypatch: pytest.MonkeyPatch, tiny_whisper: Path, tmp_path: Path):
