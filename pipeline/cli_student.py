@@ -48,6 +48,12 @@ SYSTEMS = ("base", "teacher", *METHODS)
 @click.option("--max-steps", "train__max_steps", type=int, help="Optimizer steps; overrides --epochs.")
 @click.option("--batch-size", "train__batch_size", type=int, help="Utterances in a batch.")
 @click.option("--learning-rate", "train__learning_rate", type=float, help="Learning rate at the end of the warm-up.")
+@click.option(
+    "--start-from",
+    "train__start_from",
+    metavar="FOLDER",
+    help="Begin as an expert or an adapter of another language, such as a related one.",
+)
 @click.option("--seed", "train__seed", type=int, help="Seed of all random numbers of the run.")
 @click.option("--verify", "train__verify", is_flag=True, default=None, help="First check the hash of every shard.")
 @device_option

@@ -27,6 +27,7 @@ from stages.train_student.loop import Losses, TrainingLoop
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
+from stages.train_student.start import find_start
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Clip, Validation, validate_languages, validation_clips
 
@@ -121,6 +122,7 @@ class _Run:
         self.base, self.method, self.languages, self.out = base, method, languages, out
         self.settings, self.execution, self.processes = settings, execution, execution.processes
         self.dtype = compute_dtype(settings.dtype, execution.device, training=True)
+        self.start = find_start(settings.start_from, method, base) if settings.start_from else None
 
     def result(self) -> dict[str, Any]:
         """Returns the facts of the run: it may have been finished before."""
@@ -162,6 +164,8 @@ class _Run:
         named = base_metadata(base.model_id, dict(base.model.named_parameters()), base.audio_window_s, base.fingerprint)
         torch.manual_seed(self.settings.seed)  # the gates' first weights
         trainee = Trainee(base, self.method, [one.language for one in self.languages], self.settings)
+        if self.start:
+            trainee.begin_as(self.start)
         trainee.model.to(self.execution.device)
         round_weights(trainee.whisper.model, self.dtype)
         validations = [
@@ -201,6 +205,7 @@ class _Run:
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},
                 **self.settings.model_dump(exclude={"dtype", "log_every", "save_every", "verify"}),
+                **({"start_weights": self.start.fingerprint()} if self.start else {}),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **({"processes": self.processes.count} if self.processes.count > 1 else {}),
             }

@@ -69,6 +69,10 @@ class TrainSettings(Settings):
         False,
         description="keep only the inputs of the layers, and compute the layers again for the gradient: less memory, more time",
     )
+    start_from: str | None = Field(
+        None,
+        description="a folder with an expert or an adapter of another language, to begin as; null: begin as the base",
+    )
     seed: int = Field(0, ge=0)
     verify: bool = Field(False, description="before training, check the hash of every shard, and not only its size")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

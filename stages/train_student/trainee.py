@@ -10,18 +10,21 @@ from peft import PeftModel
 from torch import nn
 from transformers import WhisperFeatureExtractor
 
+from cache.errors import PipelineError
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student.experts import write_expert
-from stages.shared.student.lora import add_lora, save_lora
+from stages.shared.student.experts import read_expert, write_expert
+from stages.shared.student.lora import add_lora, load_lora_weights, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.packing import misfit
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of
 from stages.shared.whisper.weights import write_weights
 from stages.shared.whisper.window import cut_audio_window, restore_audio_window
 from stages.train_student.settings import TrainSettings
+from stages.train_student.start import Start
 
 # Shapes: B rows, T decoder positions, D width of the decoder.
 
@@ -57,6 +60,23 @@ class Trainee:
 
         if settings.gradient_checkpointing:
             self.whisper.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def begin_as(self, start: Start) -> None:
+        """Copies an expert or an adapter of another language into the fresh ones.
+
+        Raises PipelineError where it does not fit: an adapter of another rank, say.
+        """
+        if self.adapter:
+            load_lora_weights(self.adapter, start.folder)
+            return
+        assert self.student is not None
+        state = read_expert(start.folder, start.metadata, self.student.shared_state()).state
+        for language in self.languages:
+            own = self.student.expert_state(language)
+            if fault := misfit(state, {name: (tuple(p.shape), None) for name, p in own.items()}):
+                raise PipelineError(f"{start.weights}: {fault}: made for another base model, or damaged")
+            for name, parameter in own.items():
+                parameter.data.copy_(state[name])
 
     @property
     def model(self) -> nn.Module:

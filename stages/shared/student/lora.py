@@ -66,15 +66,20 @@ def merge_lora(whisper: Whisper, folder: AnyPath, metadata: Mapping[str, Any]) -
     for language, token in metadata["language_tokens"].items():
         use_token(whisper.model, language, token)
     adapter = _adapter(whisper, folder)
+    load_lora_weights(adapter, folder)
+    adapter.merge_and_unload()
+    whisper.model.requires_grad_(False).eval()
+    return whisper
+
+
+def load_lora_weights(adapter: PeftModel, folder: AnyPath) -> None:
+    """Copies the weights of the adapter in `folder` into `adapter`. Raises PipelineError where their shapes differ."""
     state, wanted = read_weights(folder / WEIGHTS), _state(adapter)
     for name in sorted(state.keys() | wanted.keys()):
         found, expected = (list(tensors[name].shape) if name in tensors else None for tensors in (state, wanted))
         if found != expected:
             raise PipelineError(f"{folder / WEIGHTS}: tensor '{name}' has shape {found}, expected {expected}")
     set_peft_model_state_dict(adapter, state)
-    adapter.merge_and_unload()
-    whisper.model.requires_grad_(False).eval()
-    return whisper
 
 
 def _adapter(whisper: Whisper, folder: AnyPath) -> PeftModel:

@@ -1,0 +1,56 @@
+"""What a student begins as, where that is not fresh: an expert or an adapter that was trained for another language."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cache import storage
+from cache.errors import PipelineError
+from cache.files import sha256_file
+from cache.storage import AnyPath
+from stages.shared.methods import method_named
+from stages.shared.student import experts, lora
+from stages.shared.student.metadata import check_base
+from stages.shared.whisper.models import Whisper
+
+# What a method trains -> whether a folder holds that, what reads its metadata, and the names of the two files
+KINDS = {
+    "experts": (experts.is_experts_folder, experts.read_expert_metadata, experts.METADATA, experts.WEIGHTS),
+    "adapter": (lora.is_lora_folder, lora.read_adapter_metadata, lora.METADATA, lora.WEIGHTS),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """An expert or an adapter whose base has been compared. Its weights are not read yet."""
+
+    folder: AnyPath
+    metadata: Mapping[str, Any]
+    weights: AnyPath  # the file
+
+    def fingerprint(self) -> str:
+        """Returns the sha256 of the weights' file."""
+        return sha256_file(self.weights)
+
+
+def find_start(source: str, method: str, base: Whisper) -> Start:
+    """Finds the expert or the adapter at `source` (a folder or a URL; of an expert also a hub id).
+
+    Raises PipelineError where there is none of the kind that `method` trains, or where it was trained with another base
+    or another audio window.
+    """
+    trains = method_named(method).trains
+    if trains == "all":
+        raise PipelineError(
+            f"train.start_from {source}: method {method} trains a whole model, expected experts or an adapter: give the "
+            "model that it begins as by `student`"
+        )
+    known, read, metadata_name, weights_name = KINDS[trains]
+    folder = experts.find_expert(source, None) if trains == "experts" else storage.path(source)
+    if not known(folder):
+        raise PipelineError(
+            f"train.start_from {source}: no {metadata_name} in it, which method {method} can begin from"
+        )
+    metadata = read(folder)
+    check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
+    return Start(folder, metadata, folder / weights_name)
