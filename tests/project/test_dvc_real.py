@@ -164,6 +164,7 @@ def test_nothing_changed(project: Project):
     assert not [path for path in project.folder.rglob(".*.lock") if ".dvc" not in path.parts]
 
 
+@pytest.mark.real  # takes most of a minute
 def test_code_of_another_version_makes_its_work_again(project: Project):
     """The same change without a raised version runs the stage, which keeps its work: so its numbers are golden ones."""
     before = project.outputs()
@@ -179,6 +180,7 @@ def test_code_of_another_version_makes_its_work_again(project: Project):
     assert read_json(project.folder / "models/gl/clsr-kd/training.json")["settings"]["train_version"] == 99
 
 
+@pytest.mark.real  # takes half a minute
 def test_another_version_of_the_teacher_s_stage_reaches_training(project: Project):
     before = project.outputs()
     project.edit("stages/teacher_cache/run.py", raised("TEACHER_CACHE_VERSION"))
