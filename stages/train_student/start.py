@@ -52,5 +52,7 @@ def find_start(source: str, method: str, base: Whisper) -> Start:
             f"train.start_from {source}: no {metadata_name} in it, which method {method} can begin from"
         )
     metadata = read(folder)
-    check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
+    # the fingerprint that is known need not be computed again
+    if (base.fingerprint, base.audio_window_s) != (metadata["base_weights"], metadata["audio_window_s"]):
+        check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
     return Start(folder, metadata, folder / weights_name)

@@ -10,14 +10,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import WhisperFeatureExtractor
 
-from cache.errors import PipelineError
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
 from stages.shared.student.experts import read_expert, write_expert
 from stages.shared.student.lora import add_lora, load_lora_weights, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
-from stages.shared.student.packing import misfit
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of
@@ -72,11 +70,7 @@ class Trainee:
         assert self.student is not None
         state = read_expert(start.folder, start.metadata, self.student.shared_state()).state
         for language in self.languages:
-            own = self.student.expert_state(language)
-            if fault := misfit(state, {name: (tuple(p.shape), None) for name, p in own.items()}):
-                raise PipelineError(f"{start.weights}: {fault}: made for another base model, or damaged")
-            for name, parameter in own.items():
-                parameter.data.copy_(state[name])
+            self.student.copy_into_expert(language, state, str(start.weights))
 
     @property
     def model(self) -> nn.Module:

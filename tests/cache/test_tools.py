@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from cache_makers import (
     rows_of,
     same,
 )
+from makers import run_captured
 from sources import ROOT
 from training import train_one
 
@@ -33,7 +35,6 @@ from cache.formats import FORMATS
 from cache.info import statistics
 from cache.shards import ShardReader, ShardWriter, open_shards
 from cache.verify import faults
-from pipeline import cli
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.settings import TrainSettings
 
@@ -400,19 +401,7 @@ def test_folders_of_two_kinds(whole):
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr("sys.argv", ["pipeline", *map(str, arguments)])
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        assert isinstance(status, int)
-        return status, captured.out, captured.err
-
-    return run
+    return partial(run_captured, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "convert", "diff"])

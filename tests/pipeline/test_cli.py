@@ -8,10 +8,9 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from makers import make_utterance_shards
+from makers import make_utterance_shards, run_captured
 
 from cache.shards import ShardReader
-from pipeline import cli
 from pipeline.cli import cli as group
 from pipeline.params import load_params
 from stages.shared.audio import decode_flac
@@ -32,19 +31,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PIPELINE_PARAMS", raising=False)
 
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr("sys.argv", ["pipeline", *map(str, arguments)])
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        assert isinstance(status, int)
-        return Result(status, captured.out, captured.err)
-
-    return run
+    return lambda *arguments: Result(*run_captured(monkeypatch, capsys, *arguments))
 
 
 def assert_one_line(result: Result, status: int, *parts: str) -> None:

@@ -225,8 +225,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     try:
         main()
     except SystemExit as ended:
-        return int(ended.code or 0)
+        assert isinstance(ended.code, int)
+        return ended.code
     return 0
+
+
+def run_captured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object
+) -> tuple[int, str, str]:
+    """The command line in this process: its exit status, and what it prints to standard output and standard error."""
+    capsys.readouterr()
+    status = run(monkeypatch, *map(str, arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def save_expert(student, language: str, folder: Path, metadata: dict, precision="fp16", rank=None) -> None:

@@ -110,9 +110,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         for routed in self.routed.values():
             del routed.experts[code], routed.gates[code]
         self.config.languages = [other for other in self.languages if other != code]
-        self.config.language_tokens = {
-            k: v for k, v in (self.config.language_tokens or {}).items() if k != code
-        } or None
+        tokens = self.config.language_tokens or {}
+        self.config.language_tokens = {other: token for other, token in tokens.items() if other != code} or None
 
     def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
         """Adds an expert from a folder, a URL or the hub. Returns its language's code.
@@ -173,13 +172,20 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         return {name.replace(".fc1.shared.", "."): parameter for name, parameter in own}
 
     def load_expert_state(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
-        """Adds the expert and copies `state` into it. Raises PipelineError naming the first tensor that does not fit."""
+        """Adds the expert and copies `state` into it. Raises PipelineError, without the expert, where it does not fit."""
         self.add_expert(language)
-        wanted = self.expert_state(language)
-        if fault := misfit(state, {name: (tuple(parameter.shape), None) for name, parameter in wanted.items()}):
+        try:
+            self.copy_into_expert(language, state, source)
+        except PipelineError:
             self.drop_expert(language)
+            raise
+
+    def copy_into_expert(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
+        """Copies `state`, read from `source`. Raises PipelineError naming the first tensor that does not fit."""
+        own = self.expert_state(language)
+        if fault := misfit(state, {name: (tuple(parameter.shape), None) for name, parameter in own.items()}):
             raise PipelineError(f"{source}: {fault}: made for another base model, or damaged")
-        for name, parameter in wanted.items():
+        for name, parameter in own.items():
             parameter.data.copy_(state[name])
 
     def route(self, languages: Languages, noise: float = 0.0) -> AbstractContextManager[Routing]:
