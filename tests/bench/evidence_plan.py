@@ -1,0 +1,185 @@
+"""What `evidence.py` runs: teachers, their caches, and students of every method, on several amounts of data and seeds."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stages.shared.methods import METHODS
+
+Kind = Literal["teacher", "cache", "search", "student", "system"]
+
+STEPS, SEARCH_STEPS, SEARCH_SEED, SEEDS = 256, 96, 99, (0, 1, 2)
+LANGUAGE, OTHER = "cs", "nl"
+RATES = {"full": (2e-5, 5e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3), "clsr": (1e-4, 3e-4, 1e-3)}
+FRACTIONS = {"quarter": 0.25, "half": 0.5, "all": 1.0}
+SCARCE = FRACTIONS["quarter"]
+# Forward KL with less weight on the words won over the paper's loss in each of six pairs of runs
+TAUGHT = {"kd_divergence": "kl", "kd_weight": 1.0, "ce_weight": 0.5, "label_smoothing": 0.0}
+WORDS = {"kd_weight": 0.0}
+PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0}
+TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
+CACHES: dict[str, dict[str, Any]] = {
+    "transcripts": {},
+    "mixed": {"teacher_cache.targets": "mixed", "teacher_cache.transcribed_fraction": SCARCE},
+}
+EXPERTS = {"expert_rank": 64, "gates": "none", "expert_dropout": 0.0}
+SHIFTS = ("babble", "telephone", "espeak")  # the test lines as `shifted_speech.py` makes them
+# Experts with the paper's gates and with changes of them, at the steps and the data of `half`
+GATES: dict[str, dict[str, Any]] = {
+    "rank": {"expert_rank": 64},
+    "rank-open": {"expert_rank": 64, "gate_start": 0.95, "gate_budget": 1.0, "gate_noise": 0.0, "skip_gate": 0.0},
+    "rank-hard": {"expert_rank": 64, "gate_start": 0.95, "gate_training": "hard", "gate_noise": 1.0, "skip_gate": 0.0},
+    "rank-layer": {"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the plan, recorded by its name when it has ended."""
+
+    name: str
+    kind: Kind
+    method: str = ""  # or the name of a system that is not trained
+    seed: int = 0
+    train: dict[str, Any] = field(default_factory=dict)  # its changes to `train`
+    settings: dict[str, Any] = field(default_factory=dict)  # its changes to other parameters
+    rate_of: str | None = None  # the method whose learning rate it takes
+    teacher: str | None = None  # of TEACHERS
+    cache: str | None = None  # the cache's step
+    of: str | None = None  # for a system: the step whose student is measured
+    corpus: str | None = None  # for a system: a further test of `further_tests`
+    language: str = LANGUAGE
+
+    @property
+    def needs(self) -> list[str]:
+        """Names the steps that must have ended before."""
+        searched = [_rate_name(self.rate_of, rate) for rate in RATES[self.rate_of]] if self.rate_of else []
+        taught = [teacher_name(self.teacher, self.language)] if self.teacher and self.kind != "teacher" else []
+        return [*searched, *taught, *(name for name in (self.cache, self.of) if name)]
+
+
+def plan() -> list[Step]:
+    """Returns all steps, the most telling first."""
+    return [
+        *_made_by_teachers(LANGUAGE, "one", CACHES),
+        Step("base", "system", "base"),
+        Step("base-30s", "system", "base-30s"),
+        Step("teacher", "system", "teacher", teacher="one"),
+        *_searches(),
+        *(_scarce("words", WORDS, "one", seed) for seed in SEEDS[:1]),
+        *(_scarce("taught", TAUGHT, "one", seed) for seed in SEEDS[:1]),
+        _student("quarter", "lora", 0),
+        *(_experts("half", seed) for seed in SEEDS[:1]),
+        *(_student("half", method, 0) for method in METHODS),
+        *(step for seed in SEEDS[1:] for step in (_experts("half", seed), _student("half", "lora", seed))),
+        *(_gated(name, 0) for name in GATES),
+        *(
+            _scarce(name, changes, "one", seed)
+            for seed in SEEDS[1:]
+            for name, changes in (("words", WORDS), ("taught", TAUGHT))
+        ),
+        *_made_by_teachers(LANGUAGE, "crossfit", CACHES),
+        Step("teacher-crossfit", "system", "teacher", teacher="crossfit"),
+        *(
+            _scarce(name, changes, "crossfit", seed)
+            for seed in SEEDS
+            for name, changes in (("words", WORDS), ("taught", TAUGHT))
+        ),
+        _scarce("paper-loss", PAPER_LOSS, "one", 0),
+        *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS if method != "lora"),
+        *(_student("quarter", method, 0) for method in METHODS if method != "lora"),
+        *(_student("all", method, 0) for method in METHODS),
+        *_made_by_teachers(OTHER, "one", ["mixed"]),
+        *(Step(f"{OTHER}/{name}", "system", name, language=OTHER) for name in ("base", "base-30s")),
+        Step(f"{OTHER}/teacher", "system", "teacher", teacher="one", language=OTHER),
+        Step(f"{OTHER}/lora", "student", "lora", 0, {"train_fraction": SCARCE}, rate_of="lora", language=OTHER),
+        *(_scarce(name, changes, "one", 0, OTHER) for name, changes in (("words", WORDS), ("taught", TAUGHT))),
+        *(_elsewhere(method, OTHER, None) for method in ("full", "lora")),
+        *(_shifted(system, corpus) for corpus in SHIFTS for system in ("base", "base-30s", "teacher")),
+        *(_elsewhere(method, LANGUAGE, corpus) for corpus in SHIFTS for method in METHODS if method != "full-kd"),
+    ]  # fmt: skip
+
+
+def teacher_name(teacher: str | None, language: str) -> str:
+    return f"teachers/{teacher}/{language}"
+
+
+def cache_name(teacher: str, cache: str, language: str) -> str:
+    return f"caches/{teacher}-{cache}/{language}"
+
+
+def _rate_name(method: str | None, rate: float) -> str:
+    return f"rates/{method}/{rate:g}"
+
+
+def _made_by_teachers(language: str, teacher: str, caches: Any) -> list[Step]:
+    """A teacher and what it scores."""
+    common = {"teacher": teacher, "language": language}
+    made = [Step(teacher_name(teacher, language), "teacher", settings=TEACHERS[teacher], **common)]
+    for cache in caches:
+        settings = {**TEACHERS[teacher], **CACHES[cache]}
+        made.append(Step(cache_name(teacher, cache, language), "cache", settings=settings, **common))
+    return made
+
+
+def _searches() -> list[Step]:
+    half = {"train_fraction": FRACTIONS["half"], "max_steps": SEARCH_STEPS}
+    return [
+        Step(_rate_name(method, rate), "search", method, SEARCH_SEED, {**half, "learning_rate": rate})
+        for method, rates in RATES.items()
+        for rate in rates
+    ]
+
+
+def _student(part: str, method: str, seed: int) -> Step:
+    """A student of `part` of the scenes, with their transcripts."""
+    taught = METHODS[method].needs_teacher
+    return Step(
+        f"{part}/{method}/{seed}",
+        "student",
+        method,
+        seed,
+        {"train_fraction": FRACTIONS[part], **(TAUGHT if taught else {})},
+        rate_of=method.removesuffix("-kd"),
+        teacher="one" if taught else None,
+        cache=cache_name("one", "transcripts", LANGUAGE) if taught else None,
+    )
+
+
+def _experts(part: str, seed: int) -> Step:
+    """Experts of low rank without gates: what an adapter is, for one language alone."""
+    train = {"train_fraction": FRACTIONS[part], **EXPERTS}
+    return Step(f"{part}/experts/{seed}", "student", "clsr", seed, train, rate_of="lora")
+
+
+def _gated(name: str, seed: int) -> Step:
+    train = {**GATES[name], "train_fraction": FRACTIONS["half"]}
+    return Step(f"gates/{name}", "student", "clsr", seed, train, rate_of="lora")
+
+
+def _shifted(system: str, corpus: str) -> Step:
+    """An untrained system, or the teacher, on the shifted test lines."""
+    teacher = "one" if system == "teacher" else None
+    return Step(f"shift/{corpus}/{system}", "system", system, teacher=teacher, corpus=corpus)
+
+
+def _elsewhere(method: str, language: str, corpus: str | None) -> Step:
+    """The first student of half of the scenes, in another language or on the shifted test lines."""
+    name = f"shift/{corpus}/{method}" if corpus else f"{language}/after-{method}"
+    return Step(name, "system", method, of=f"half/{method}/0", corpus=corpus, language=language)
+
+
+def _scarce(name: str, changes: dict[str, Any], teacher: str, seed: int, language: str = LANGUAGE) -> Step:
+    """A student of all scenes, of which a quarter has transcripts: for the others the teacher's words stand."""
+    where = "scarce" if language == LANGUAGE else language
+    return Step(
+        f"{where}/{name}-{teacher}/{seed}",
+        "student",
+        "lora-kd",
+        seed,
+        {"train_fraction": 1.0, **changes},
+        settings=CACHES["mixed"],
+        rate_of="lora",
+        teacher=teacher,
+        cache=cache_name(teacher, "mixed", language),
+        language=language,
+    )
