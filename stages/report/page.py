@@ -14,12 +14,20 @@ from stages.report.tables import (
     ending_notes,
     gates_table,
     overview_table,
+    published_notes,
+    published_table,
     setup_table,
     systems_table,
     unscored_notes,
 )
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
+
+PUBLISHED = (
+    "Published rates: tables 1 and 2 of Multilingual DistilWhisper (arXiv 2311.01070), which are by the basic normaliser, too. "
+    "They are shown where model, audio window, language, test set, training set and its size are the paper's, and without "
+    "intervals, since the paper gives none. What is known to differ is listed."
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class CorpusSection:
     verdict: str
     systems: Table
     notes: list[str]
+    published: Table | None
+    published_notes: list[str]
     rate: Figure
     gates: list[Figure]
     gates_table: Table | None
@@ -90,6 +100,8 @@ def _corpus(comparison: Comparison) -> CorpusSection:
         verdict=comparison.verdict,
         systems=systems_table(comparison),
         notes=comparison.notes + unscored_notes(comparison) + ending_notes(comparison),
+        published=published_table(comparison),
+        published_notes=published_notes(comparison),
         rate=rate_figure(name, comparison.lines, comparison.lead),
         gates=gate_figures(name, comparison.lines),
         gates_table=gates_table(comparison),
@@ -112,6 +124,7 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
         "combining mark, so that words of many scripts fall apart, and splits "
         f"{', '.join(sorted(SPLIT_BY_BASIC))} into letters. "
         "Raw rates: texts as they are written, with case and punctuation.",
+        *([PUBLISHED] if any(line.published for comparison in comparisons for line in comparison.lines) else []),
         "WER and CER are pooled: all errors over all words or characters of the references. Both can exceed 100 %.",
         f"Languages written without spaces between words ({', '.join(sorted(WITHOUT_SPACES))}) are compared by CER, without "
         "spaces. In place of words they have grapheme clusters, each a letter with its marks: a cluster error rate is no WER.",

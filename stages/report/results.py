@@ -31,6 +31,7 @@ class Metrics(BaseModel):
     system: str
     corpus: str
     split: str
+    corpus_utterances: Count | None = None  # of the corpus' split, before any was left out; None: not known
     normaliser: str
     utterances: Positive
     words: Positive

@@ -58,6 +58,17 @@ class LanguageData:
     def scored(self) -> ShardReader | None:
         return None if self.teacher is None else ShardReader(self.teacher, "teacher")
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Returns what the results can be compared by: the corpus and its subset, the teacher and what it has scored."""
+        scored = self.scored.provenance if self.scored else {}
+        return {
+            "corpus": self.training.manifest.get("corpus"),
+            "corpus_utterances": self.training.corpus_utterances,
+            "subset": self.training.provenance.get("corpus.subset"),
+            **{name: scored.get(name) for name in ("teacher", "targets")},
+        }
+
     def check_hashes(self) -> None:
         """Raises PipelineError where a shard is not as its manifest says."""
         for reader in (self.training, self.validation, self.scored):
@@ -141,6 +152,8 @@ class _Run:
             raise PipelineError(f"{self.out}: no validation gave a word error rate, so that no weights were kept")
         result = {
             "settings": run_settings,
+            "changes": self.settings.model_dump(mode="json", exclude_defaults=True),  # the defaults are the paper's
+            "data": {one.language: one.origin for one in self.languages},
             "steps": position.step,
             "best_step": position.best_step,
             "best_validation_wer": position.best_wer,
