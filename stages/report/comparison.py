@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    language: str
+    language: str  # its entry in the parameters: a code, or one with a name, such as ca-x-3k
     corpus: str
     split: str
     lead: Lead
@@ -56,7 +56,7 @@ def compare(results: list[Result], runs: Runs, resamples: int) -> list[Compariso
     """Returns a comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.metrics.language, result.corpus), []).append(result)
+        groups.setdefault((result.entry, result.corpus), []).append(result)
     return [
         _compare(
             language,

@@ -8,6 +8,8 @@ from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
+from stages.report.runs import Runs
+from stages.report.sizes import SizesSection, sizes_sections
 from stages.report.summary import language_title
 from stages.report.tables import (
     Table,
@@ -58,28 +60,32 @@ class LanguageSection:
 class Page:
     title: str
     overview: Table | None
+    sizes: list[SizesSection]
     languages: list[LanguageSection]
     method: list[str]
 
     @property
     def figures(self) -> list[Figure]:
         """Each figure once, in reading order."""
-        return [
+        of_languages = [
             figure
             for language in self.languages
             for figures in [*([c.rate, *c.gates] for c in language.corpora), language.curves]
             for figure in figures
         ]
+        return [*(figure for section in self.sizes for figure in section.figures), *of_languages]
 
 
-def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: AnyPath, resamples: int) -> Page:
+def make_page(
+    title: str, comparisons: list[Comparison], curves: Curves, runs: Runs, models: AnyPath, resamples: int
+) -> Page:
     names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
     languages = [
         _language(code, name, [c for c in comparisons if c.language == code], curves, models)
         for code, name in names.items()
     ]
     overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
-    return Page(title, overview, languages, _method(comparisons, resamples))
+    return Page(title, overview, sizes_sections(comparisons, runs), languages, _method(comparisons, resamples))
 
 
 def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: AnyPath) -> LanguageSection:
