@@ -28,7 +28,7 @@ from stages.shared.whisper.languages import WITHOUT_SPACES
 PUBLISHED = (
     "Published rates: tables 1 and 2 of Multilingual DistilWhisper (arXiv 2311.01070), which are by the basic normaliser, too. "
     "They are shown where model, audio window, language, test set, training set and its size are the paper's, and without "
-    "intervals, since the paper gives none. What is known to differ is listed."
+    "intervals, which the tables have not. What is known to differ is listed."
 )
 
 
