@@ -24,9 +24,7 @@ CV13 = {
     "pl": (17_518, 8_534), "ta": (43_350, 11_973), "th": (32_477, 11_002), "uk": (16_911, 8_383),
 }  # fmt: skip
 # Settings that are not of the recipe, and the beginnings of those that concern some methods only.
-NO_RECIPE = {
-    "max_validation", "validate_every", "save_every", "log_every", "verify", "dtype", "seed", "gradient_checkpointing",
-}  # fmt: skip
+NO_RECIPE = {"max_validation", "validate_every", "seed", "gradient_checkpointing"}
 OWN = {"gate_": "experts", "skip_gate": "experts", "expert_": "experts", "lora_": "adapter"}
 
 

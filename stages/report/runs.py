@@ -30,8 +30,8 @@ class Data(BaseModel):
 
 class Run(BaseModel):
     settings: RunSettings
-    changes: dict[str, Any]  # the settings that are not the paper's
-    data: dict[str, Data]  # by language
+    changes: dict[str, Any] = {}  # the settings that are not the paper's
+    data: dict[str, Data] = {}  # by language; {}: not known, so that nothing can be compared
     training_utterances: Count  # of all languages
 
 

@@ -33,6 +33,8 @@ from stages.train_student.validation import Clip, Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
+# Settings that are not of the recipe. The dtype that was taken is recorded with the settings.
+NO_RECIPE = {"dtype", "log_every", "save_every", "verify"}
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 
 
@@ -152,7 +154,7 @@ class _Run:
             raise PipelineError(f"{self.out}: no validation gave a word error rate, so that no weights were kept")
         result = {
             "settings": run_settings,
-            "changes": self.settings.model_dump(mode="json", exclude_defaults=True),  # the defaults are the paper's
+            "changes": self.settings.model_dump(mode="json", exclude=NO_RECIPE, exclude_defaults=True),
             "data": {one.language: one.origin for one in self.languages},
             "steps": position.step,
             "best_step": position.best_step,
@@ -217,7 +219,7 @@ class _Run:
                 "base_weights": self.base.fingerprint,
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},
-                **self.settings.model_dump(exclude={"dtype", "log_every", "save_every", "verify"}),
+                **self.settings.model_dump(exclude=NO_RECIPE),
                 **({"start_weights": self.start.fingerprint()} if self.start else {}),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **({"processes": self.processes.count} if self.processes.count > 1 else {}),

@@ -62,7 +62,7 @@ def test_a_run_says_where_its_utterances_and_its_teacher_come_from(utterances, t
         }
     }
     assert result["training_utterances"] == 3
-    assert result["changes"] == {"max_steps": 1, "batch_size": 2, "kd_divergence": "kl", "dtype": "fp32"}
+    assert result["changes"] == {"max_steps": 1, "batch_size": 2, "kd_divergence": "kl"}
 
 
 def test_metrics_say_how_many_utterances_the_corpus_has(utterances, tiny_whisper, tmp_path):
