@@ -224,6 +224,13 @@ class ShardReader:
         """The number of records of each shard."""
         return [entry["rows"] for entry in self.shards]
 
+    @property
+    def corpus_utterances(self) -> int:
+        """The number of utterances that the corpus has for the split: with those that were left out or not selected."""
+        left_out, not_selected = self.manifest.get("left_out"), self.manifest.get("not_selected")
+        counts = [*(left_out.values() if isinstance(left_out, dict) else ()), not_selected]
+        return sum(self.rows) + sum(count for count in counts if type(count) is int)
+
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """Returns the records of the shard at position `index`, in order; with `only`, these fields only."""
         return read_shard(self.folder, self.kind, self.format, self.shards[index], self.provenance, only)

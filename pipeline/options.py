@@ -83,8 +83,20 @@ def language_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def languages_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
-    """Returns the codes of languages, each once. An option may be repeated, and may have several separated by commas."""
-    return list(dict.fromkeys(language_of(ctx, param, part) for value in values for part in value.split(",")))
+    """Returns the languages' entries, each once. An option may be repeated, and may have several separated by commas."""
+    return list(dict.fromkeys(entry_of(ctx, param, part) for value in values for part in value.split(",")))
+
+
+def entry_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Returns the name of a language's entry in the parameters: a code, or one with a name, such as ca-x-3k."""
+    from stages.shared.whisper.languages import NAMED, entry_name
+
+    if NAMED not in value.lower():
+        return language_of(ctx, param, value)
+    try:
+        return entry_name(value)
+    except PipelineError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def path_of(ctx: click.Context, param: click.Parameter, value: str | None) -> AnyPath | None:
@@ -105,7 +117,7 @@ lang_option = click.option(
     multiple=True,
     callback=languages_of,
     metavar="LANG",
-    help="Code or name, one or several; default: all in the parameters.",
+    help="Code, name or entry of the parameters (ca-x-3k), one or several; default: all in the parameters.",
 )
 
 token_option = click.option(

@@ -132,13 +132,13 @@ class Params(Settings):
     @field_validator("languages")
     @classmethod
     def _by_their_codes(cls, languages: dict[str, Language]) -> dict[str, Language]:
-        """Accepts codes only: DVC reads the keys as they are written, and folders have their names."""
-        from stages.shared.whisper.languages import language_code, language_name
+        """Accepts codes, also with a name (ca-x-3k): DVC reads the keys as they are written, and folders have their names."""
+        from stages.shared.whisper.languages import entry_name, language_name
 
         for key in languages:
-            if (code := language_code(key)) != key:
+            if (entry := entry_name(key)) != key:
                 raise ValueError(
-                    f"'{key}' is taken as {language_name(code)}: write {code}, as in the names of its folders"
+                    f"'{key}' is taken as {language_name(entry)}: write {entry}, as in the names of its folders"
                 )
         return languages
 

@@ -9,7 +9,7 @@ from cache.errors import PipelineError
 from pipeline.params import Params
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
-from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
+from stages.shared.whisper.languages import LANGUAGES, code_of, how_to_name_a_token
 from stages.shared.whisper.models import Whisper, find_model, load_whisper
 
 transformers.logging.set_verbosity_error()
@@ -34,7 +34,7 @@ def token(params: Params, language: str) -> str | None:
 
 def needed_token(params: Params, language: str) -> str | None:
     """Returns what `token` does. Raises PipelineError if that is None and Whisper has no token for the language."""
-    if token(params, language) is None and language not in LANGUAGES:
+    if token(params, language) is None and code_of(language) not in LANGUAGES:
         raise PipelineError(how_to_name_a_token(language))
     return token(params, language)
 

@@ -14,6 +14,7 @@ from stages.evaluate.run import Subject
 from stages.evaluate.run import evaluate as evaluate_split
 from stages.shared.methods import METHODS
 from stages.shared.student.loading import locate
+from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.targets import use_token
 
 
@@ -45,11 +46,11 @@ def _evaluate(
     if system in params.baselines:
         window = params.baselines[system].audio_window_s or window
     model = load_any(locate(source, base), window)
-    use_token(model.whisper.model, language, token(params, language))
+    use_token(model.whisper.model, code_of(language), token(params, language))
     out = params.paths.metrics_file(language, system, further)
     with sole_writer(out), ProgressReport(f"evaluate {language} {system}", "utterances") as progress:
         metrics = evaluate_split(
-            model, utterances, Subject(language, system, source), out, params.evaluate, device, progress.audio
+            model, utterances, Subject(code_of(language), system, source), out, params.evaluate, device, progress.audio
         )
     say(
         f"{out}: WER {100 * metrics['wer']:.1f} %, CER {100 * metrics['cer']:.1f} %, {metrics['utterances']} utterances"

@@ -18,7 +18,7 @@ from stages.prepare.corpora import settings_class
 from stages.prepare.run import SplitSummary
 from stages.prepare.run import prepare as prepare_corpus
 from stages.prepare.settings import CorpusSettings
-from stages.shared.whisper.languages import LANGUAGES, how_to_name_a_token
+from stages.shared.whisper.languages import LANGUAGES, code_of, how_to_name_a_token
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def prepare(params: Params, languages: list[str], choice: CorpusChoice, rerun: R
 
     def prepare_one(item: tuple[str, str | None]) -> None:
         language, test = item
-        if test is None and token(params, language) is None and language not in LANGUAGES:
+        if test is None and token(params, language) is None and code_of(language) not in LANGUAGES:
             say(f"{how_to_name_a_token(language)}; `prepare` does not need one")
         settings = params.further_tests[test] if test else _own_corpus(params, language, choice)
         _prepare(params, language, settings, f"@{test}" if test else "", rerun)
@@ -48,7 +48,7 @@ def _prepare(params: Params, language: str, settings: CorpusSettings, suffix: st
     out = params.paths.utterances / language
     with ProgressReport(f"prepare {language} {settings.name}", "utterances") as progress:
         splits = prepare_corpus(
-            settings, params.prepare, language, out, params.audio_window_s, rerun, suffix, progress.audio
+            settings, params.prepare, code_of(language), out, params.audio_window_s, rerun, suffix, progress.audio
         )
     for split in splits:
         _say_split(split)

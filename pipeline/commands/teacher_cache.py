@@ -9,6 +9,7 @@ from pipeline.commands.common import chosen_device, languages_or_all, load, need
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
+from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.models import find_model
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
@@ -26,7 +27,7 @@ def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
     teacher, token = teacher_source(params, language), needed_token(params, language)
     task = ScoringRequest(
-        teacher, params.student, params.audio_window_s, language, params.teacher_cache, utterances, out, token
+        teacher, params.student, params.audio_window_s, code_of(language), params.teacher_cache, utterances, out, token
     )
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:

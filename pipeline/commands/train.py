@@ -13,6 +13,7 @@ from pipeline.errors import each
 from pipeline.params import Params, method_settings
 from pipeline.progress import ProgressReport
 from stages.shared.methods import method_named
+from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes, join_processes, leave_processes
 from stages.train_student.run import Execution, LanguageData
@@ -27,6 +28,10 @@ def train_student(
     languages = list(dict.fromkeys(languages_or_all(params, languages)))
     if together and len(languages) < 2:
         raise click.UsageError(f"--together needs several languages, found {languages[0]} alone: name them with --lang")
+    if together and len(set(map(code_of, languages))) < len(languages):
+        raise click.UsageError(
+            f"--together: of {', '.join(languages)} several are one language, and a run has one expert for each"
+        )
     processes = joined(params)
 
     def train_one(run: tuple[list[str], str]) -> None:
@@ -44,7 +49,9 @@ def train_student(
 
 def language_data(params: Params, language: str, method: str, out: AnyPath) -> LanguageData:
     teacher = params.paths.teacher_shards(language) if method_named(method).needs_teacher else None
-    return LanguageData(language, params.paths.utterances / language, teacher, out, needed_token(params, language))
+    return LanguageData(
+        code_of(language), params.paths.utterances / language, teacher, out, needed_token(params, language)
+    )
 
 
 def joined(params: Params) -> Processes:

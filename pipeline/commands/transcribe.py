@@ -7,6 +7,7 @@ from pipeline.commands.common import chosen_device, load_any, say, token
 from pipeline.errors import each
 from pipeline.params import Params
 from stages.shared.student.loading import locate
+from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.targets import use_token
 from stages.transcribe.run import transcribe as transcribe_file
 
@@ -19,7 +20,8 @@ def transcribe(params: Params, paths: list[str], language: str | None, source: s
     language = language or found.languages[0]
     device = chosen_device(params)
     model, how = load_any(found), params.evaluate
-    use_token(model.whisper.model, language, token(params, language))
+    entry, language = language, code_of(language)
+    use_token(model.whisper.model, language, token(params, entry))
 
     def transcribe_one(path: str) -> None:
         if len(paths) > 1:

@@ -72,6 +72,7 @@ def evaluate(
         "system": subject.system,
         "corpus": reader.manifest["corpus"],
         "split": reader.manifest["split"],
+        "corpus_utterances": reader.corpus_utterances,
         "normaliser": scoring.NORMALISER,
         **scoring.totals(rows),
         "loops": sum(bool(row["looped"]) for row in rows),

@@ -6,7 +6,9 @@ from typing import Any
 
 from stages.report.difference import Difference, difference
 from stages.report.lead import Lead, lead_of
+from stages.report.published import Published, published
 from stages.report.results import Result, system_order_key
+from stages.report.runs import Runs
 from stages.report.verdict import verdict
 from stages.shared.scoring import interval
 
@@ -16,6 +18,7 @@ class Line:
     result: Result
     interval: tuple[float, float] | None  # of the leading rate
     versus_base: Difference | None  # None for the base itself, or if it was not measured
+    published: Published | None = None  # the paper's rate, if the two can be compared
 
     @property
     def real_time_factor(self) -> float | None:
@@ -35,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    language: str
+    language: str  # its entry in the parameters: a code, or one with a name, such as ca-x-3k
     corpus: str
     split: str
     lead: Lead
@@ -49,23 +52,24 @@ class Comparison:
         return next((by_system[system] for system in systems if system in by_system), None)
 
 
-def compare(results: list[Result], resamples: int) -> list[Comparison]:
+def compare(results: list[Result], runs: Runs, resamples: int) -> list[Comparison]:
     """Returns a comparison for each language and corpus, in the order of `results`; its systems in the order of the table."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.metrics.language, result.corpus), []).append(result)
+        groups.setdefault((result.entry, result.corpus), []).append(result)
     return [
         _compare(
             language,
             corpus,
             {r.metrics.system: r for r in sorted(group, key=lambda r: system_order_key(r.metrics.system))},
+            runs,
             resamples,
         )
         for (language, corpus), group in groups.items()
     ]
 
 
-def _compare(language: str, corpus: str, results: dict[str, Result], resamples: int) -> Comparison:
+def _compare(language: str, corpus: str, results: dict[str, Result], runs: Runs, resamples: int) -> Comparison:
     base = results.get("base")
     lead = lead_of(language)
     changes = {
@@ -74,7 +78,12 @@ def _compare(language: str, corpus: str, results: dict[str, Result], resamples: 
         if base and result is not base
     }
     lines = [
-        Line(result, interval(result.rows, lead.rate, resamples) if result.rows else None, changes.get(system))
+        Line(
+            result,
+            interval(result.rows, lead.rate, resamples) if result.rows else None,
+            changes.get(system),
+            published(result.metrics, runs.get((language, system))),
+        )
         for system, result in results.items()
     ]
     splits = " / ".join(dict.fromkeys(result.metrics.split for result in results.values()))
@@ -132,4 +141,5 @@ def _numbers(line: Line, rate: str) -> dict[str, Any]:
         f"{rate}_minus_base_high": change_high,
         "real_time_factor": line.real_time_factor,
         **{f"expert_share_{side}": fmean(shares) for side, shares in line.gates.items()},
+        **({"published_wer": line.published.wer} if line.published else {}),
     }

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from cache.files import read_jsonl
 from cache.storage import AnyPath
 from stages.report.results import is_baseline, system_title, validated
+from stages.shared.whisper.languages import code_of
 
 COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
 
@@ -46,7 +47,7 @@ def read_curves(models: AnyPath) -> Curves:
 
 def _own(row: Any, language: str) -> Any:
     """Replaces the mean validation WER over the run's languages by that of the language."""
-    own = f"validation_wer_{language}"
+    own = f"validation_wer_{code_of(language)}"
     return {**row, "validation_wer": row[own]} if isinstance(row, dict) and own in row else row
 
 

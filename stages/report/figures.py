@@ -111,6 +111,25 @@ def gate_figures(name: str, lines: list[Line]) -> list[Figure]:
     return figures
 
 
+def size_figure(name: str, points: list[dict[str, Any]], title: str) -> Figure:
+    """points: language, system, utterances and share (in percent). One line for each language and system."""
+    amounts = alt.Axis(values=sorted({point["utterances"] for point in points}), format=",d", grid=False)
+    chart = alt.Chart(alt.Data(values=points), title=title).encode(
+        x=alt.X(
+            "utterances:Q",
+            title="training utterances",
+            scale=alt.Scale(type="log", nice=False, padding=10),
+            axis=amounts,
+        ),
+        y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5)),
+        color=alt.Color("language:N"),
+    )
+    of_systems = alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeColor="currentColor")
+    lines = chart.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("system:N", legend=of_systems))
+    dots = chart.mark_point(filled=True, size=40, opacity=1)
+    return _figure(name, title, alt.layer(lines, dots).properties(width=WIDTH, height=HEIGHT))
+
+
 def _curve_chart(rows: list[dict[str, Any]], methods: list[str], title: str, dots: bool) -> alt.Chart:
     names = [system_title(method) for method in methods]
     return (

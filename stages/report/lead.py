@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.report.results import Metrics
-from stages.shared.whisper.languages import WITHOUT_SPACES
+from stages.shared.whisper.languages import WITHOUT_SPACES, code_of
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ CHARACTERS = Lead(
 
 
 def lead_of(language: str) -> Lead:
-    return CHARACTERS if language in WITHOUT_SPACES else WORDS
+    return CHARACTERS if code_of(language) in WITHOUT_SPACES else WORDS

@@ -8,18 +8,28 @@ from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
+from stages.report.runs import Runs
+from stages.report.sizes import SizesSection, sizes_sections
 from stages.report.summary import language_title
 from stages.report.tables import (
     Table,
     ending_notes,
     gates_table,
     overview_table,
+    published_notes,
+    published_table,
     setup_table,
     systems_table,
     unscored_notes,
 )
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
+
+PUBLISHED = (
+    "Published rates: tables 1 and 2 of Multilingual DistilWhisper (arXiv 2311.01070), which are by the basic normaliser, too. "
+    "They are shown where model, audio window, language, test set, training set and its size are the paper's, and without "
+    "intervals, which the tables have not. What is known to differ is listed."
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class CorpusSection:
     verdict: str
     systems: Table
     notes: list[str]
+    published: Table | None
+    published_notes: list[str]
     rate: Figure
     gates: list[Figure]
     gates_table: Table | None
@@ -48,28 +60,32 @@ class LanguageSection:
 class Page:
     title: str
     overview: Table | None
+    sizes: list[SizesSection]
     languages: list[LanguageSection]
     method: list[str]
 
     @property
     def figures(self) -> list[Figure]:
         """Each figure once, in reading order."""
-        return [
+        of_languages = [
             figure
             for language in self.languages
             for figures in [*([c.rate, *c.gates] for c in language.corpora), language.curves]
             for figure in figures
         ]
+        return [*(figure for section in self.sizes for figure in section.figures), *of_languages]
 
 
-def make_page(title: str, comparisons: list[Comparison], curves: Curves, models: AnyPath, resamples: int) -> Page:
+def make_page(
+    title: str, comparisons: list[Comparison], curves: Curves, runs: Runs, models: AnyPath, resamples: int
+) -> Page:
     names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
     languages = [
         _language(code, name, [c for c in comparisons if c.language == code], curves, models)
         for code, name in names.items()
     ]
     overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
-    return Page(title, overview, languages, _method(comparisons, resamples))
+    return Page(title, overview, sizes_sections(comparisons, runs), languages, _method(comparisons, resamples))
 
 
 def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: AnyPath) -> LanguageSection:
@@ -90,6 +106,8 @@ def _corpus(comparison: Comparison) -> CorpusSection:
         verdict=comparison.verdict,
         systems=systems_table(comparison),
         notes=comparison.notes + unscored_notes(comparison) + ending_notes(comparison),
+        published=published_table(comparison),
+        published_notes=published_notes(comparison),
         rate=rate_figure(name, comparison.lines, comparison.lead),
         gates=gate_figures(name, comparison.lines),
         gates_table=gates_table(comparison),
@@ -112,6 +130,7 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
         "combining mark, so that words of many scripts fall apart, and splits "
         f"{', '.join(sorted(SPLIT_BY_BASIC))} into letters. "
         "Raw rates: texts as they are written, with case and punctuation.",
+        *([PUBLISHED] if any(line.published for comparison in comparisons for line in comparison.lines) else []),
         "WER and CER are pooled: all errors over all words or characters of the references. Both can exceed 100 %.",
         f"Languages written without spaces between words ({', '.join(sorted(WITHOUT_SPACES))}) are compared by CER, without "
         "spaces. In place of words they have grapheme clusters, each a letter with its marks: a cluster error rate is no WER.",

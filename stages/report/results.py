@@ -1,5 +1,6 @@
 """Reads `metrics/<lang>/<system>[@<corpus>].json` and the utterances beside it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,6 +11,7 @@ from cache.errors import PipelineError
 from cache.files import read_json, read_jsonl
 from cache.storage import AnyPath
 from stages.shared.methods import METHODS
+from stages.shared.whisper.languages import code_of
 
 SYSTEM_ORDER = ("base", "teacher", *METHODS)
 
@@ -31,6 +33,7 @@ class Metrics(BaseModel):
     system: str
     corpus: str
     split: str
+    corpus_utterances: Count | None = None  # of the corpus' split, before any was left out; None: not known
     normaliser: str
     utterances: Positive
     words: Positive
@@ -89,6 +92,11 @@ class Result:
         return system_title(self.metrics.system)
 
     @property
+    def entry(self) -> str:
+        """Names the language's entry in the parameters, such as ca-x-3k: the file's folder."""
+        return self.path.parent.name
+
+    @property
     def corpus(self) -> str:
         """Names the corpus. A further corpus has the name that the user has chosen, which is in the file's name."""
         return self.path.stem.partition("@")[2] or self.metrics.corpus
@@ -111,7 +119,7 @@ def read_results(metrics: AnyPath) -> list[Result]:
     results = sorted(map(_read_result, paths), key=_order)
     seen: dict[tuple[str, str, str], AnyPath] = {}
     for result in results:
-        key = (result.metrics.language, result.corpus, result.metrics.system)
+        key = (result.entry, result.corpus, result.metrics.system)
         if key in seen:
             raise PipelineError(
                 f"{result.path}: corpus is {key[1]!r}, as in {seen[key]}; expected one result; remove one"
@@ -137,13 +145,18 @@ def system_order_key(system: str) -> tuple[int, str]:
     return SYSTEM_ORDER.index(system) if system in SYSTEM_ORDER else len(SYSTEM_ORDER), system
 
 
-def _order(result: Result) -> tuple[str, str, tuple[int, str]]:
-    return result.metrics.language, result.path.stem.partition("@")[2], system_order_key(result.metrics.system)
+def _order(result: Result) -> tuple[tuple[tuple[int, str], ...], str, tuple[int, str]]:
+    return _by_number(result.entry), result.path.stem.partition("@")[2], system_order_key(result.metrics.system)
+
+
+def _by_number(entry: str) -> tuple[tuple[int, str], ...]:
+    """Sorts ca-x-3k before ca-x-10k."""
+    return tuple((int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", entry))
 
 
 def _read_result(path: AnyPath) -> Result:
     metrics = validated(Metrics, read_json(path), str(path))
-    for field, value in {"language": path.parent.name, "system": path.stem.partition("@")[0]}.items():
+    for field, value in {"language": code_of(path.parent.name), "system": path.stem.partition("@")[0]}.items():
         if (found := getattr(metrics, field)) != value:
             raise PipelineError(
                 f"{path}: {field} is {found!r}, expected {value!r} from the file's place; evaluate again"

@@ -12,6 +12,7 @@ from stages.report.comparison import as_numbers, compare
 from stages.report.curves import curve_csv, read_curves
 from stages.report.page import Page, make_page
 from stages.report.results import read_results
+from stages.report.runs import read_runs
 from stages.report.summary import format_summary
 
 __all__ = ["format_summary", "write_report"]
@@ -21,9 +22,9 @@ def write_report(
     metrics: AnyPath, models: AnyPath, out: AnyPath, title: str = "Speech recognition report", resamples: int = 10_000
 ) -> AnyPath:
     """Writes index.html, report.md, figures/*.svg, curves/*.csv and comparison.json to `out`. Returns index.html."""
-    comparisons = compare(read_results(metrics), resamples)
-    curves = read_curves(models)
-    page = make_page(title, comparisons, curves, models, resamples)
+    curves, runs = read_curves(models), read_runs(models)
+    comparisons = compare(read_results(metrics), runs, resamples)
+    page = make_page(title, comparisons, curves, runs, models, resamples)
     with sole_writer(out):
         _replace(out / "figures", ".svg", {figure.name: figure.file for figure in page.figures})
         _replace(out / "curves", ".csv", {f"{lang}-{method}": curve_csv(c) for (lang, method), c in curves.items()})

@@ -8,7 +8,7 @@ from cache.files import read_json
 from cache.storage import AnyPath
 from stages.report.lead import CHARACTERS, WORDS, Lead
 from stages.report.tables import percent, points, span
-from stages.shared.whisper.languages import language_name
+from stages.shared.whisper.languages import NAMED, language_name
 
 NAME_WIDTH = 28  # leaves room for the longest intervals
 LEADS = {lead.rate: lead for lead in (WORDS, CHARACTERS)}
@@ -71,5 +71,8 @@ def _pair(numbers: dict[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def language_title(code: str) -> str:
-    name = language_name(code)
-    return code if name == code else f"{name} ({code})"
+    """code: also with a name, ca-x-3k."""
+    language, _, own = code.partition(NAMED)
+    name = language_name(language)
+    title = language if name == language else f"{name} ({language})"
+    return f"{title}, {own}" if own else title

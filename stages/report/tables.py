@@ -81,6 +81,31 @@ def setup_table(comparison: Comparison) -> Table:
     return Table([*columns, "Basic WER %", "Basic CER %", "Raw WER %", "Raw CER %"], rows, text=4)
 
 
+def published_table(comparison: Comparison) -> Table | None:
+    """Compares with the paper's tables. None: nothing was measured that can be compared."""
+    rows = [
+        [
+            line.result.name,
+            paper.trained_on or NONE,
+            percent(measured),
+            percent(paper.wer),
+            points(measured - paper.wer, None),
+        ]
+        for line in comparison.lines
+        if (paper := line.published) and (measured := line.result.metrics.basic_wer) is not None
+    ]
+    columns = ["System", "Trained on", "Measured basic WER %", "Published WER %", "Measured less published, points"]
+    return Table(columns, rows, text=2) if rows else None
+
+
+def published_notes(comparison: Comparison) -> list[str]:
+    return [
+        f"{line.result.name} is not quite the paper's: {', '.join(line.published.differs)}."
+        for line in comparison.lines
+        if line.published and line.published.differs
+    ]
+
+
 def gates_table(comparison: Comparison) -> Table | None:
     rows = [
         [f"{line.result.name}, {side}", *(f"{100 * share:.0f}" for share in shares)]

@@ -33,6 +33,8 @@ from stages.train_student.validation import Clip, Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
+# Settings that are not of the recipe. The dtype that was taken is recorded with the settings.
+NO_RECIPE = {"dtype", "log_every", "save_every", "verify"}
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 
 
@@ -57,6 +59,17 @@ class LanguageData:
     @cached_property
     def scored(self) -> ShardReader | None:
         return None if self.teacher is None else ShardReader(self.teacher, "teacher")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Returns what the results can be compared by: the corpus and its subset, the teacher and what it has scored."""
+        scored = self.scored.provenance if self.scored else {}
+        return {
+            "corpus": self.training.manifest.get("corpus"),
+            "corpus_utterances": self.training.corpus_utterances,
+            "subset": self.training.provenance.get("corpus.subset"),
+            **{name: scored.get(name) for name in ("teacher", "targets")},
+        }
 
     def check_hashes(self) -> None:
         """Raises PipelineError where a shard is not as its manifest says."""
@@ -141,6 +154,8 @@ class _Run:
             raise PipelineError(f"{self.out}: no validation gave a word error rate, so that no weights were kept")
         result = {
             "settings": run_settings,
+            "changes": self.settings.model_dump(mode="json", exclude=NO_RECIPE, exclude_defaults=True),
+            "data": {one.language: one.origin for one in self.languages},
             "steps": position.step,
             "best_step": position.best_step,
             "best_validation_wer": position.best_wer,
@@ -204,7 +219,7 @@ class _Run:
                 "base_weights": self.base.fingerprint,
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},
-                **self.settings.model_dump(exclude={"dtype", "log_every", "save_every", "verify"}),
+                **self.settings.model_dump(exclude=NO_RECIPE),
                 **({"start_weights": self.start.fingerprint()} if self.start else {}),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **({"processes": self.processes.count} if self.processes.count > 1 else {}),

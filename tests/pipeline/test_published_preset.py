@@ -56,12 +56,16 @@ def loss_of(run: TrainingLoop) -> tuple[float, dict[str, float], dict[str, list[
     return loss.item(), parts, gates
 
 
-def test_it_differs_from_the_paper_s_in_training_alone():
+def test_it_differs_from_the_paper_s_in_training_and_the_number_of_validation_utterances_alone():
     values = {name: YAML(typ="safe").load((PRESETS / f"{name}.yaml").read_text()) for name in ("paper", "published")}
     different = {name for name in values["paper"] if values["paper"][name] != values["published"][name]}
-    assert different == {"train", "methods"}
+    assert different == {"train", "methods", "languages"}
+    papers = load_params(PRESETS / "paper.yaml", {}).languages
+    for own, paper in zip(preset().languages.values(), papers.values(), strict=True):
+        assert (own.corpus.max_validation, paper.corpus.max_validation) == (500, 1000)
+        assert own.corpus.model_copy(update={"max_validation": 1000}) == paper.corpus
     changed = {key for key, value in values["published"]["train"].items() if values["paper"]["train"].get(key) != value}
-    assert changed == {"ce_weight", "gate_weight", "kd_weight", "gate_positions", "seed"}
+    assert changed == {"ce_weight", "gate_weight", "kd_weight", "gate_positions", "seed", "max_validation"}
 
 
 def test_the_loss_is_the_scripts_formula(teacher, tiny_whisper, utterances):

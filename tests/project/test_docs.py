@@ -105,3 +105,21 @@ def test_the_citation_is_of_this_version():
     cited = yaml("CITATION.cff")
     assert (str(cited["version"]), cited["license"]) == (project["version"], project["license"])
     assert any("2311.01070" in each["url"] for each in cited["references"])
+
+
+@pytest.mark.parametrize(("name", "rows"), [("scale.md", 4), ("reproduce.md", 24)])
+def test_an_estimate_is_what_its_code_prints(name: str, rows: int):
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "print(" in block)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert len(printed.splitlines()) == rows
+    assert printed in page
+
+
+def test_the_page_about_the_paper_has_the_numbers_of_the_release_that_the_report_knows():
+    from stages.report.published import CV13
+
+    page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+    for language, (train, test) in CV13.items():
+        assert re.search(rf"^\| {language} \| [\d.]+ \| {train:,} \| {test:,} \| [\d.]+ \|$", page, re.MULTILINE)
+        assert f'"{language}": ({test}, ' in page

@@ -162,6 +162,14 @@ def test_paper_preset_covers_all_languages_and_fleurs():
     } <= listed
 
 
+def test_preset_by_size_has_each_size_as_a_language_of_its_own():
+    listed = stage_list(YAML(typ="safe").load((ROOT / "presets/paper-sizes.yaml").read_text()))
+    entries = [f"{lang}-x-{size}" for lang in ("ca", "ta", "th") for size in ("3k", "10k", "28k")]
+    assert {f"prepare@{entry}" for entry in entries} <= listed
+    assert {f"train-from-teacher@{entry}-clsr-kd" for entry in entries} <= listed
+    assert {f"further-from-transcripts@{entry}-fleurs-clsr" for entry in entries} <= listed
+
+
 def stage_list(params: dict) -> set[str]:
     import tempfile
 

@@ -1,6 +1,7 @@
 """Language codes and names: Whisper's where it has a token for the language, else those of ISO 639."""
 
 import difflib
+import re
 import unicodedata
 from functools import cache
 from typing import Any
@@ -20,9 +21,31 @@ NO_LANGUAGE = frozenset({"und", "mul", "zxx", "mis", "art"})
 # Codes that may mean several of Whisper's languages: the user has to choose.
 AMBIGUOUS = {"sh": ("bs", "hr", "sr"), "zh-HK": ("yue", "zh"), "zh-MO": ("yue", "zh")}
 KEPT = {"sh": "sh", "hbs": "sh", "cnr": "cnr"}  # langcodes turns these into a kind of Serbian
+NAMED = "-x-"  # between a language's code and the name of an entry
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 SHORTEST_NAME = 4
 # Control characters, and surrogates (from an argument that is not UTF-8): the tables of langcodes fail on them.
 IN_NO_NAME = frozenset({"Cc", "Cs"})
+
+
+def entry_name(text: str) -> str:
+    """Returns the name of a language's entry in the parameters: its code, or code-x-name, as BCP 47 has it for private use.
+
+    So one language may be there several times, with other data: ca-x-3k, ca-x-10k. Raises PipelineError as `language_code`
+    does, and for a name that is not of letters a-z and digits.
+    """
+    language, mark, name = text.strip().lower().partition(NAMED)
+    if mark and not NAME.fullmatch(name):
+        raise PipelineError(
+            f"language '{text}': '{name}' after {NAMED} is not a name, expected letters a-z and digits, such as "
+            f"{language}{NAMED}3k"
+        )
+    return language_code(language if mark else text) + mark + name
+
+
+def code_of(entry: str) -> str:
+    """Returns the code of the language of an entry: ca of ca-x-3k."""
+    return entry.partition(NAMED)[0]
 
 
 def language_code(code_or_name: str) -> str:
@@ -95,7 +118,8 @@ def _whispers(found: Language, given: str) -> str:
 
 
 def language_name(code: str) -> str:
-    """Returns 'Catalan' for 'ca', 'Guarani' for 'gn'. Returns the code itself if it has no name."""
+    """Returns 'Catalan' for 'ca', 'Guarani' for 'gn', also of an entry. Returns the code itself if it has no name."""
+    code = code_of(code)
     if code in LANGUAGES:
         return LANGUAGES[code].title()
     try:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.report.published import CV13
 from stages.shared.scoring import NORMALISER, score, totals
 
 SENTENCE = "jedna dva tři čtyři pět"
@@ -30,6 +31,24 @@ class Tree:
         path.write_text(json.dumps(fields | changes), encoding="utf-8")
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         path.with_suffix(".utterances.jsonl").write_text(lines, encoding="utf-8")
+        return path
+
+    def run(
+        self, method, language="cs", utterances=9_990, subset="10k", base="openai/whisper-small", window=30, **data
+    ):
+        """The facts of a run in the paper's setting, but for what is given. `changes`: settings that are not the paper's."""
+        taught = {"teacher": "openai/whisper-large-v2", "targets": "reference"} if method.endswith("-kd") else {}
+        corpus = {"corpus": "common-voice", "corpus_utterances": CV13[language][0], "subset": subset}
+        changes = data.pop("changes", {})
+        facts = {
+            "settings": {"base": base, "audio_window_s": window, "batch_size": 8, "accumulate": 2} | changes,
+            "changes": changes,
+            "data": {language: {"teacher": None, "targets": None} | corpus | taught | data},
+            "training_utterances": utterances,
+        }
+        path = self.models / language / method / "training.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts), encoding="utf-8")
         return path
 
     def curve(self, method, rows, language="cs"):
