@@ -39,8 +39,8 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 @click.option(
     "--targets",
     "teacher_cache__targets",
-    type=click.Choice(["reference", "pseudo"]),
-    help="The text that is scored: the corpus' transcript, or the teacher's own.",
+    type=click.Choice(["reference", "pseudo", "mixed"]),
+    help="The text that is scored: the corpus' transcript, the teacher's own, or the first where there is one.",
 )
 @click.option("--top-k", "teacher_cache__top_k", type=int, help="Greatest number of tokens kept at a position.")
 @click.option(

@@ -12,7 +12,7 @@ from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.errors import each
-from pipeline.options import print_descriptions, print_json, printable
+from pipeline.options import print_descriptions, print_json, printable, target_counts
 from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -20,6 +20,7 @@ IDS_SHOWN = 10
 # The settings that `info` prints on one line. --json prints all.
 MADE_WITH = (
     "targets",
+    "transcribed_fraction",
     "dtype",
     "prompt",
     "top_p",
@@ -62,6 +63,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "untranscribed", f"{found['untranscribed']:,}"
     else:
         kept, mass = found["kept_per_token"], found["mass_kept"]
+        yield "targets", target_counts(found["target_sources"])
         yield "tokens", f"{found['tokens']:,}"
         yield "bytes", f"{size}, {_number(found['bytes_per_token'], '.1f')} per token"
         yield "kept per token", f"mean {_number(kept['mean'], '.1f')}, {_quantiles(kept, '.0f')}"

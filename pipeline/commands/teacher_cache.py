@@ -3,10 +3,12 @@
 from typing import Any
 
 from cache.progress import Progress
+from cache.records import TARGET_COUNTS
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say, teacher_source
 from pipeline.errors import each
+from pipeline.options import target_counts
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.shared.whisper.models import find_model
@@ -50,7 +52,10 @@ def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progres
 
 def summary(manifest: dict[str, Any]) -> str:
     size = sum(entry["bytes"] for entry in manifest["shards"])
-    parts = [f"{manifest['rows']} utterances", f"{manifest['tokens']} tokens"]
+    parts = [f"{manifest['rows']} utterances"]
+    if manifest["settings"]["targets"] == "mixed":
+        parts.append(target_counts({source: manifest[name] for source, name in TARGET_COUNTS.items()}))
+    parts.append(f"{manifest['tokens']} tokens")
     if manifest["tokens"]:
         parts.append(f"{size / manifest['tokens']:.0f} bytes per token")
     if "teacher_wer" in manifest:

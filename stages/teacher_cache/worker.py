@@ -17,6 +17,7 @@ from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.shard import ShardScorer
+from stages.teacher_cache.sources import target_sources
 from stages.teacher_cache.vocabulary import load_vocabulary
 
 
@@ -62,7 +63,7 @@ class Worker:
             ) from None
         provenance = job.provenance(self.utterances)
         job.teacher.model.to(job.device)
-        self.scorer = ShardScorer(job)
+        self.scorer = ShardScorer(job, target_sources(job, self.utterances))
         return provenance
 
     def _load(self) -> ScoringJob:

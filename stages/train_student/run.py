@@ -12,6 +12,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
 from cache.progress import Progress, silent
+from cache.records import TARGET_COUNTS
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
@@ -146,6 +147,7 @@ class _Run:
             "best_validation_wer": position.best_wer,
             "validation_utterances": sum(map(len, clips)),
             "training_utterances": len(data),
+            **{name: data.target_sources[source] for source, name in TARGET_COUNTS.items()},
             "left_out": len(data.left_out),
             "not_chosen": data.not_chosen,
             "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),

@@ -41,7 +41,7 @@ class TrainSettings(Settings):
     max_compression_ratio: float | None = Field(
         2.4,
         gt=0,
-        description="leave out pseudo targets with a higher compression ratio: they repeat themselves",
+        description="leave out the teacher's own words where their compression ratio is higher: they repeat themselves",
     )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)

@@ -38,6 +38,7 @@ def teacher_records(draw: st.DrawFn) -> dict:
     return {
         "id": draw(TEXT),
         "targets": draw(arrays("uint16", ids, len(counts))),
+        "target_source": draw(st.none() | TEXT),
         "top_counts": np.array(counts, np.uint16),
         "top_ids": draw(arrays("uint16", ids, kept)),
         "top_probs": draw(arrays("uint8", st.integers(1, 255), kept)),
@@ -65,6 +66,7 @@ def teacher_record(number: int, tokens: int = 3) -> dict:
     return {
         "id": f"clip.v{number}",
         "targets": (np.arange(tokens) + 65530).astype(np.uint16),
+        "target_source": ("transcript", "teacher")[number % 2] if tokens else None,
         "top_counts": counts.astype(np.uint16),
         "top_ids": (kept * 7 + number).astype(np.uint16),
         "top_probs": (255 - 9 * kept - number).astype(np.uint8),
