@@ -12,7 +12,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
 from cache.progress import Progress, silent
-from cache.records import TARGET_COUNTS
+from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
@@ -159,7 +159,13 @@ class _Run:
         parts = [
             TrainingData(one.training, one.scored, self.base, one.language, self.settings) for one in self.languages
         ]
-        return parts[0] if len(parts) == 1 else Mixture(parts)
+        data = parts[0] if len(parts) == 1 else Mixture(parts)
+        if self.settings.token_weights != "none" and data.tail_V is not None and not data.target_sources[TEACHER]:
+            raise PipelineError(
+                f"token_weights is '{self.settings.token_weights}', but all targets are transcripts, whose tokens weigh 1: "
+                "set train.token_weights to none, or teacher_cache.targets to mixed or pseudo"
+            )
+        return data
 
     def _train(self, data: TrainingData | Mixture, clips: list[list[Clip]]) -> tuple[Trainee, checkpoint.Position]:
         base = self.base

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
+from stages.train_student.token_weights import TokenWeights
 
 
 class TrainSettings(Settings):
@@ -27,6 +28,11 @@ class TrainSettings(Settings):
         "bucket",
         description="what becomes of the teacher's mass outside its kept tokens: bucket compares it as one bin; spread (kl "
         "only) distributes it like the cache's mean tail; renormalise drops it, which is biased and for comparison only",
+    )
+    token_weights: TokenWeights = Field(
+        "none",
+        description="weights of the cross-entropy of the teacher's own words: none; the teacher's probability of each token; "
+        "entropy: exp(-H), one over the number of tokens that it is undecided between; transcripts' tokens weigh 1",
     )
     max_teacher_wer: float | None = Field(
         None,

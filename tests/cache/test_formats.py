@@ -151,7 +151,7 @@ def test_tar_bytes_are_pinned(tmp_path):
     path = written(webdataset, tmp_path, TEACHER)
     assert (
         hashlib.sha256(path.read_bytes()).hexdigest()
-        == "45fd43cbc606dec95131d018e9d2c5d8029b1be59aa95e69115140d6451e7997"
+        == "81dcc4395ba970c75b308ef467d599eb6984f9fb67544604c0d3c76dff615cb9"
     )
     path = written(webdataset, tmp_path, [UTTERANCE], "utterances")
     assert (
@@ -166,6 +166,7 @@ def test_parquet_schema_is_pinned():
         "id: string not null",
         "targets: list<item: uint16 not null> not null",
         "  child 0, item: uint16 not null",
+        "target_source: string",
         "top_counts: list<item: uint16 not null> not null",
         "  child 0, item: uint16 not null",
         "top_ids: list<item: uint16 not null> not null",
