@@ -20,7 +20,10 @@ def _as_it_is(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @rerun_options
 @click.pass_context
 def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
-    """Fine-tune the teacher on a language, before teacher-cache, if the parameter teacher.adapt is set."""
+    """Fine-tune the teacher on a language, before teacher-cache, if the parameter teacher.adapt is set.
+
+    With teacher.adapt.folds it trains a teacher for each part of the training split, on the other parts.
+    """
     from pipeline.commands.adapt_teacher import adapt_teacher
 
     adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)

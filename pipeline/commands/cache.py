@@ -52,7 +52,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     settings = found["settings"]
     yield "kind", f"{found['kind']}, {found['format']}, format version {found['format_version']}"
     if "teacher" in settings:
-        yield "teacher", f"{settings['teacher']}, weights {str(settings.get('teacher_weights'))[:12]}"
+        for name, weights in _teachers(settings):
+            yield "teacher", f"{name}, weights {str(weights)[:12]}"
     yield "made with", ", ".join(f"{name} {settings[name]}" for name in MADE_WITH if settings.get(name) is not None)
     yield "utterances", f"{found['utterances']:,} in {found['shards']} shards, {found['hours']:.2f} h"
     size = f"{found['bytes']:,}"
@@ -74,6 +75,14 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "left out", _counts(found["left_out"]) or "nothing"
     if found["noticed"]:
         yield "noticed", _counts(found["noticed"])
+
+
+def _teachers(settings: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Returns the name and the weights' fingerprint of the teacher, or of each fold's."""
+    names, weights = settings["teacher"], settings.get("teacher_weights")
+    if isinstance(names, list) and isinstance(weights, list):
+        return list(zip(names, weights, strict=False))
+    return [(names, weights)]
 
 
 def _number(value: Any, form: str) -> str:

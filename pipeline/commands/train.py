@@ -15,6 +15,7 @@ from pipeline.options import target_counts
 from pipeline.params import Params, method_settings
 from pipeline.progress import ProgressReport
 from stages.shared.methods import method_named
+from stages.shared.subset import Fold
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes, join_processes, leave_processes
 from stages.train_student.run import Execution, LanguageData
@@ -44,9 +45,10 @@ def train_student(
     leave_processes()
 
 
-def language_data(params: Params, language: str, method: str, out: AnyPath) -> LanguageData:
+def language_data(params: Params, language: str, method: str, out: AnyPath, fold: Fold | None = None) -> LanguageData:
     teacher = params.paths.teacher_shards(language) if method_named(method).needs_teacher else None
-    return LanguageData(language, params.paths.utterances / language, teacher, out, needed_token(params, language))
+    utterances, token = params.paths.utterances / language, needed_token(params, language)
+    return LanguageData(language, utterances, teacher, out, token, fold)
 
 
 def joined(params: Params) -> Processes:

@@ -14,9 +14,9 @@ from cache.records import TARGET_COUNTS
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
+from stages.teacher_cache.crossfit import CrossFit
 from stages.teacher_cache.job import ScoringJob
-from stages.teacher_cache.shard import ScoredShard, ShardScorer
-from stages.teacher_cache.sources import target_sources
+from stages.teacher_cache.shard import ScoredShard
 
 # Raise this whenever the same utterances, teacher and settings give other records: work of another version is made again.
 TEACHER_CACHE_VERSION = 2
@@ -25,7 +25,7 @@ PART = "part-{:05d}.npy"  # a shard's share of the tail, kept until all shards a
 
 
 def cache_teacher(
-    job: ScoringJob,
+    job: ScoringJob | CrossFit,
     utterances: AnyPath,
     out: AnyPath,
     rerun: Rerun = "refuse",
@@ -36,16 +36,17 @@ def cache_teacher(
     progress: called with utterances done, utterances in all, and seconds of audio done.
     Raises PipelineError where `rerun` is `refuse` and `out` holds shards with another provenance.
     """
+    job = CrossFit((job,)) if isinstance(job, ScoringJob) else job
     reader = ShardReader(utterances, "utterances")
     with sole_writer(out):
         writer = open_writer(out, job.provenance(reader), job.settings.format, rerun)
         if writer.complete:
             return finished_manifest(writer)
-        job.teacher.model.to(job.device)
+        job.place()
         counter = ProgressCounter(progress, reader, writer)
         waiting = [index for index in range(len(reader.shards)) if index not in writer.shards]
         shards: Iterator[tuple[int, list[dict]]] = ((index, reader.read(index)) for index in waiting)
-        for shard in ShardScorer(job, target_sources(job, reader)).run(shards, counter.add):
+        for shard in job.scorer(reader).run(shards, counter.add):
             writer.record(write_scored(out, writer.format, shard, reader))
         return finish(writer)
 

@@ -15,7 +15,7 @@ from cache.errors import PipelineError
 from cache.records import TEACHER, TRANSCRIPT
 from cache.resume import differences
 from cache.shards import ShardReader
-from stages.shared.subset import choose_groups
+from stages.shared.subset import Fold, choose_groups
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import (
     prompt_ids,
@@ -33,7 +33,7 @@ from stages.train_student.settings import TrainSettings
 class TrainingData:
     """The utterances of one split, with the teacher's side-car shards or without.
 
-    left_out: the utterances that cannot be trained on, with the reason.
+    fold: the part of the split that is not trained on. left_out: the utterances that cannot be trained on, with the reason.
     Raises PipelineError where the teacher's shards do not belong to the utterances or to the student.
     """
 
@@ -44,6 +44,7 @@ class TrainingData:
         student: Whisper,
         language: str,
         settings: TrainSettings,
+        fold: Fold | None = None,
     ):
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
         self.student, self.prompt, self.room = student, prompt_ids(student, language), room_of(student)
@@ -56,6 +57,8 @@ class TrainingData:
         self.left_out: list[dict[str, str]] = []
         found = [self._index(shard) for shard in range(len(utterances.shards))]
         chosen = choose_groups((one.group for shard in found for one in shard), settings.train_fraction)
+        if fold is not None:
+            chosen -= fold.groups(utterances)
         kept = [[one for one in shard if one.group in chosen] for shard in found]
         self.kept = [[one.row for one in shard] for shard in kept]
         self.target_sources = Counter(one.source for shard in kept for one in shard)

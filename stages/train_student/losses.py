@@ -73,7 +73,8 @@ class TeacherTargets:
     weights: torch.Tensor | None = None  # (N,) of the targets' cross-entropy; None: 1
 
     def to(self, device: torch.device) -> "TeacherTargets":
-        return TeacherTargets(*(tensor if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+        given = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return TeacherTargets(**given)
 
 
 class Bins(NamedTuple):

@@ -18,6 +18,7 @@ from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
 from stages.shared.student.metadata import base_metadata
+from stages.shared.subset import Fold
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.models import Whisper
@@ -46,6 +47,7 @@ class LanguageData:
     teacher: AnyPath | None  # the folder of the teacher's shards, for a method that needs them
     out: AnyPath
     token: str | None = None  # the language whose token stands for `language` in prompts; None: as the base has it
+    fold: Fold | None = None  # the part of `train` that is not trained on
 
     @cached_property
     def training(self) -> ShardReader:
@@ -157,7 +159,8 @@ class _Run:
 
     def _data(self) -> TrainingData | Mixture:
         parts = [
-            TrainingData(one.training, one.scored, self.base, one.language, self.settings) for one in self.languages
+            TrainingData(one.training, one.scored, self.base, one.language, self.settings, one.fold)
+            for one in self.languages
         ]
         data = parts[0] if len(parts) == 1 else Mixture(parts)
         if self.settings.token_weights != "none" and data.tail_V is not None and not data.target_sources[TEACHER]:
@@ -204,6 +207,8 @@ class _Run:
             "validation_utterances": [one.validation.fingerprint() for one in self.languages],
             "teacher_shards": [one.scored and one.scored.fingerprint() for one in self.languages],
         }
+        if any(one.fold for one in self.languages):
+            of_each["fold"] = [one.fold and [one.fold.number, one.fold.count] for one in self.languages]
         return plain(
             {
                 "train_version": TRAIN_VERSION,

@@ -88,3 +88,22 @@ class TrainSettings(Settings):
         if self.kd_tail == "spread" and self.kd_divergence != "kl":
             raise ValueError("kd_tail 'spread' goes with kd_divergence 'kl' alone: take 'bucket' for 'js'")
         return self
+
+
+class AdaptSettings(TrainSettings):
+    """The recipe that fine-tunes a teacher."""
+
+    folds: int = Field(
+        1,
+        ge=1,
+        description="1: one teacher, trained on the utterances that it scores; 2 or more: one teacher for each part of the "
+        "training split, trained on the other parts, so that no teacher scores what it was trained on",
+    )
+
+    @property
+    def of_each(self) -> TrainSettings:
+        """The recipe of one teacher. With folds it takes as many passes over its smaller part: max_steps is less."""
+        recipe = TrainSettings(**self.model_dump(exclude={"folds"}))
+        if self.folds == 1 or self.max_steps is None:
+            return recipe
+        return recipe.model_copy(update={"max_steps": max(1, round(self.max_steps * (1 - 1 / self.folds)))})

@@ -286,9 +286,9 @@ def test_any_number_of_workers_chooses_the_same(teacher, tiny_whisper, large, tm
     plain = load_whisper(str(tiny_whisper), 1)
     cache_teacher(ScoringJob(plain, "cs", settings, CPU), large, tmp_path / "here")
     (tmp_path / "there").mkdir()
-    request = ScoringRequest(str(tiny_whisper), str(tiny_whisper), 1, "cs", settings, large, tmp_path / "there")
+    request = ScoringRequest((str(tiny_whisper),), str(tiny_whisper), 1, "cs", settings, large, tmp_path / "there")
     for index in (2, 0, 1):
-        worker = Worker(request, str(tiny_whisper), str(tiny_whisper), "cpu", 1)
+        worker = Worker(request, (str(tiny_whisper),), str(tiny_whisper), "cpu", 1)
         assert worker.open()["transcribed_fraction"] == 0.25
         worker.score(index)
     for path in (tmp_path / "there").glob("shard-*"):
