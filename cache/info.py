@@ -6,7 +6,7 @@ import numpy as np
 
 from cache.distributions import bounded, entropies
 from cache.progress import Progress, silent
-from cache.records import MAX_SECONDS
+from cache.records import MAX_SECONDS, TARGET_COUNTS
 from cache.shards import MANIFEST, ShardReader
 
 # Shapes: N positions of a shard
@@ -76,11 +76,14 @@ class _Distributions:
         self.mass = np.zeros(round(1 / MASS_STEP) + 1, np.int64)  # positions by the mass of their kept tokens
         self.mass_sum = self.entropy_sum = self.log_prob_sum = 0.0
         self.scored = 0  # positions whose target's log-probability is known
+        self.sources = dict.fromkeys(TARGET_COUNTS, 0)  # utterances by what their targets are
 
     def add(self, reader: ShardReader, index: int) -> None:
         records = reader.read(index)
         for record in records:
             self.entropy_sum += entropies(record, self.bits).sum()
+            if record["target_source"] in self.sources:
+                self.sources[record["target_source"]] += 1
             if record["mean_log_prob"] is not None:
                 self.log_prob_sum += record["mean_log_prob"] * len(record["targets"])
                 self.scored += len(record["targets"])
@@ -97,6 +100,7 @@ class _Distributions:
         tokens = int(self.kept.sum())
         return {
             "tokens": tokens,
+            "target_sources": self.sources,
             "bytes_per_token": _ratio(size, tokens),
             "kept_per_token": {
                 "mean": _ratio((self.kept * np.arange(len(self.kept))).sum(), tokens),

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from cache.errors import PipelineError
+from cache.records import TARGET_COUNTS
 from cache.storage import AnyPath
 
 
@@ -43,7 +44,7 @@ def check_entry(entry: Any, path: AnyPath) -> None:
 
 def _check_facts(entry: dict[str, Any], path: AnyPath) -> None:
     """Checks the types of the fields that stages add to an entry."""
-    numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors")]
+    numbers = [entry.get(name, 0) for name in ("seconds", "tokens", "words", "word_errors", *TARGET_COUNTS.values())]
     lists = [entry.get(name, []) for name in ("left_out", "noticed")]
     batch_size = entry.get("batch_size", 1)
     good = all(isinstance(rows, list) for rows in lists) and all(

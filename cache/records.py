@@ -23,11 +23,18 @@ UTTERANCE_FIELDS = {
     "audio": "bytes",  # 16 kHz mono FLAC
 }
 
+TRANSCRIPT, TEACHER = (
+    "transcript",
+    "teacher",
+)  # what a teacher record's targets are: the corpus' text, or the teacher's own
+# by source, the field of a manifest that counts the utterances with such targets
+TARGET_COUNTS = {TRANSCRIPT: "transcript_targets", TEACHER: "teacher_targets"}
 # Shapes: T target tokens (text and end of text, without the prompt), M kept tokens (the sum of top_counts).
 # An utterance that could not be scored has T = 0; left_out.jsonl holds the reason.
 TEACHER_FIELDS = {
     "id": "str",  # of the utterance
     "targets": "uint16[]",  # (T,) token ids
+    "target_source": "str?",  # TRANSCRIPT or TEACHER; None where T = 0
     "top_counts": "uint16[]",  # (T,) number of kept tokens at each position
     "top_ids": "uint16[]",  # (M,) the kept tokens, by position, the most likely first
     "top_probs": "uint8[]",  # (M,) codes of their probabilities under the full softmax, see cache.distributions

@@ -15,7 +15,7 @@ from cache.distributions import bounded, check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.manifest import manifest_sha256
 from cache.progress import Progress, silent
-from cache.records import FIELDS, content_sha256
+from cache.records import FIELDS, TARGET_COUNTS, TEACHER, TRANSCRIPT, content_sha256
 from cache.shards import LEFT_OUT, MANIFEST, NOTICED, PROGRESS, TAIL, ShardReader, open_shards
 from cache.storage import AnyPath
 
@@ -70,7 +70,7 @@ def _manifest_faults(reader: ShardReader) -> Iterator[str]:
             f"{path}: it was changed after it was written: its own sha256 is {_short(manifest.get('sha256'))}, expected "
             + (_short(manifest_sha256(manifest)))
         )
-    for name in ("seconds", "tokens", "word_errors", "words"):
+    for name in ("seconds", "tokens", "word_errors", "words", *TARGET_COUNTS.values()):
         if name in manifest and all(name in entry for entry in reader.shards):
             yield from _differing(path, name, manifest[name], sum(entry[name] for entry in reader.shards))
     yield from _list_faults(reader, LEFT_OUT, "left_out")
@@ -181,6 +181,8 @@ class _Checks:
         else:
             totals = {"tokens": sum(len(record["targets"]) for record in records)}
             totals |= {name: sum(record[name] or 0 for record in records) for name in ("word_errors", "words")}
+            sources = Counter(record["target_source"] for record in records)
+            totals |= {name: sources[source] for source, name in TARGET_COUNTS.items()}
         for name in totals.keys() & entry.keys():
             yield from _differing(path, name, totals[name], entry[name])
         if self.reader.kind == "teacher":
@@ -222,9 +224,21 @@ def _distribution_faults(record: dict, reader: ShardReader, where: str) -> Itera
         yield str(error)
         return
     yield from (f"{where}: {fault}" for fault in mass_faults(record, bits, top_k))
+    yield from _source_faults(record, reader.provenance.get("targets"), where)
     mean = record["mean_log_prob"]
     if (mean is None) != (not len(record["targets"])) or (mean is not None and not -math.inf < mean <= 1e-3):
         yield f"{where}: mean_log_prob is {mean} for {len(record['targets'])} targets, expected a number up to 0"
+
+
+def _source_faults(record: dict, targets: Any, where: str) -> Iterator[str]:
+    """Compares what the record's targets are with the setting `targets` of its cache."""
+    sources = {"reference": (TRANSCRIPT,), "pseudo": (TEACHER,)}.get(targets, (TRANSCRIPT, TEACHER))
+    expected = sources if len(record["targets"]) else (None,)
+    if record["target_source"] not in expected:
+        yield (
+            f"{where}: target_source is {record['target_source']!r} for {len(record['targets'])} targets, expected "
+            f"{' or '.join(map(repr, expected))} in a cache of {targets} targets"
+        )
 
 
 def _short(digest: Any) -> str:

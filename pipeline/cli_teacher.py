@@ -20,7 +20,10 @@ def _as_it_is(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @rerun_options
 @click.pass_context
 def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str | None, rerun: Rerun) -> None:
-    """Fine-tune the teacher on a language, before teacher-cache, if the parameter teacher.adapt is set."""
+    """Fine-tune the teacher on a language, before teacher-cache, if the parameter teacher.adapt is set.
+
+    With teacher.adapt.folds it trains a teacher for each part of the training split, on the other parts.
+    """
     from pipeline.commands.adapt_teacher import adapt_teacher
 
     adapt_teacher(params_of(ctx, **with_token(languages, token)), languages, rerun)
@@ -39,8 +42,8 @@ def adapt_teacher_command(ctx: click.Context, languages: list[str], token: str |
 @click.option(
     "--targets",
     "teacher_cache__targets",
-    type=click.Choice(["reference", "pseudo"]),
-    help="The text that is scored: the corpus' transcript, or the teacher's own.",
+    type=click.Choice(["reference", "pseudo", "mixed"]),
+    help="The text that is scored: the corpus' transcript, the teacher's own, or the first where there is one.",
 )
 @click.option("--top-k", "teacher_cache__top_k", type=int, help="Greatest number of tokens kept at a position.")
 @click.option(

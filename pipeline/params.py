@@ -15,7 +15,7 @@ from stages.prepare.settings import CorpusSettings, PrepareSettings
 from stages.shared.methods import CLSR, CLSR_KD, METHODS
 from stages.shared.settings import PathOrUrl, Settings
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
-from stages.train_student.settings import TrainSettings
+from stages.train_student.settings import AdaptSettings, TrainSettings
 
 GROUPS = ("from_transcripts", "from_teacher")
 
@@ -46,7 +46,7 @@ class Baseline(Settings):
 
 class Teacher(Settings):
     model: str = "openai/whisper-large-v2"
-    adapt: TrainSettings | None = Field(
+    adapt: AdaptSettings | None = Field(
         None, description="the recipe to fine-tune the teacher first, on the training split; null: no fine-tuning"
     )
 
@@ -102,7 +102,13 @@ class Paths(Settings):
         return self.models / "+".join(languages) / method
 
     def adapted_teacher(self, language: str) -> AnyPath:
+        """Returns the folder of the adapted teacher, or of one for each fold."""
         return self.models / language / "teacher"
+
+    def adapted_teachers(self, language: str, folds: int) -> list[AnyPath]:
+        """Returns the folder of each adapted teacher, that of fold 1 first."""
+        folder = self.adapted_teacher(language)
+        return [folder] if folds == 1 else [folder / f"fold-{number}" for number in range(1, folds + 1)]
 
     def metrics_file(self, language: str, system: str, corpus: str | None = None) -> AnyPath:
         """Returns the file of a system's metrics on the test split, or on a further test corpus."""

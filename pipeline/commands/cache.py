@@ -12,7 +12,7 @@ from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
 from pipeline.errors import each
-from pipeline.options import print_descriptions, print_json, printable
+from pipeline.options import print_descriptions, print_json, printable, target_counts
 from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 
@@ -20,6 +20,7 @@ IDS_SHOWN = 10
 # The settings that `info` prints on one line. --json prints all.
 MADE_WITH = (
     "targets",
+    "transcribed_fraction",
     "dtype",
     "prompt",
     "top_p",
@@ -51,7 +52,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     settings = found["settings"]
     yield "kind", f"{found['kind']}, {found['format']}, format version {found['format_version']}"
     if "teacher" in settings:
-        yield "teacher", f"{settings['teacher']}, weights {str(settings.get('teacher_weights'))[:12]}"
+        for name, weights in _teachers(settings):
+            yield "teacher", f"{name}, weights {str(weights)[:12]}"
     yield "made with", ", ".join(f"{name} {settings[name]}" for name in MADE_WITH if settings.get(name) is not None)
     yield "utterances", f"{found['utterances']:,} in {found['shards']} shards, {found['hours']:.2f} h"
     size = f"{found['bytes']:,}"
@@ -62,6 +64,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "untranscribed", f"{found['untranscribed']:,}"
     else:
         kept, mass = found["kept_per_token"], found["mass_kept"]
+        yield "targets", target_counts(found["target_sources"])
         yield "tokens", f"{found['tokens']:,}"
         yield "bytes", f"{size}, {_number(found['bytes_per_token'], '.1f')} per token"
         yield "kept per token", f"mean {_number(kept['mean'], '.1f')}, {_quantiles(kept, '.0f')}"
@@ -72,6 +75,14 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "left out", _counts(found["left_out"]) or "nothing"
     if found["noticed"]:
         yield "noticed", _counts(found["noticed"])
+
+
+def _teachers(settings: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Returns the name and the weights' fingerprint of the teacher, or of each fold's."""
+    names, weights = settings["teacher"], settings.get("teacher_weights")
+    if isinstance(names, list) and isinstance(weights, list):
+        return list(zip(names, weights, strict=False))
+    return [(names, weights)]
 
 
 def _number(value: Any, form: str) -> str:

@@ -6,8 +6,13 @@ import torch
 import transformers
 
 from cache.errors import PipelineError
+from cache.files import read_json
+from cache.resume import differences
+from cache.shards import ShardReader
+from cache.storage import AnyPath
 from pipeline.params import Params
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
+from stages.shared.subset import Fold
 from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
 from stages.shared.whisper.languages import LANGUAGES, code_of, how_to_name_a_token
 from stages.shared.whisper.models import Whisper, find_model, load_whisper
@@ -60,14 +65,32 @@ def load_any(found: ModelSource, audio_window_s: int | None = None) -> LoadedMod
     return load_model(found, audio_window_s)
 
 
-def teacher_source(params: Params, language: str) -> str:
-    """Returns the folder or hub id of the language's teacher. Raises PipelineError where an adapted one is missing."""
-    if params.teacher.adapt is None:
-        return params.teacher.model
-    folder = params.paths.adapted_teacher(language)
-    if not (folder / "training.json").exists():
+def teacher_sources(params: Params, language: str) -> tuple[str, ...]:
+    """Returns the folder or hub id of the language's teacher; with `teacher.adapt.folds` the folder of each fold's.
+
+    Raises PipelineError where an adapted teacher is missing, or was trained on another part of another training split.
+    """
+    adapt = params.teacher.adapt
+    if adapt is None:
+        return (params.teacher.model,)
+    folders = params.paths.adapted_teachers(language, adapt.folds)
+    for number, folder in enumerate(folders, 1):
+        if not (folder / "training.json").exists():
+            raise PipelineError(
+                f"{folder}: no adapted teacher there, though teacher.adapt asks for one: run "
+                f"`pipeline adapt-teacher --lang {language}` first"
+            )
+        if adapt.folds > 1:
+            _check_fold(folder, Fold(number, adapt.folds), params.paths.split(language, "train"))
+    return tuple(map(str, folders))
+
+
+def _check_fold(folder: AnyPath, fold: Fold, utterances: AnyPath) -> None:
+    """Raises PipelineError where the teacher of a fold may have seen what it is to score."""
+    settings = read_json(folder / "training.json")["settings"]
+    found = {name: settings.get(name) for name in ("fold", "training_utterances")}
+    fingerprint = ShardReader(utterances, "utterances").fingerprint()
+    if differing := differences(found, {"fold": [fold.number, fold.count], "training_utterances": fingerprint}):
         raise PipelineError(
-            f"{folder}: no adapted teacher there, though teacher.adapt asks for one: run "
-            f"`pipeline adapt-teacher --lang {language}` first"
+            f"{folder} was not trained on the other folds of {utterances} ({differing}): run `pipeline adapt-teacher` again"
         )
-    return str(folder)

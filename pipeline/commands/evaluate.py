@@ -6,7 +6,7 @@ import torch
 from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
-from pipeline.commands.common import chosen_device, languages_or_all, load_any, say, teacher_source, token
+from pipeline.commands.common import chosen_device, languages_or_all, load_any, say, teacher_sources, token
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
@@ -69,7 +69,10 @@ def _source(params: Params, language: str, system: str) -> str:
     if system in params.baselines:
         return params.baselines[system].model or params.student
     if system == "teacher":
-        return teacher_source(params, language)
+        first, *others = teacher_sources(params, language)
+        if others:
+            say(f"{language} teacher: that of the first of {1 + len(others)} folds")
+        return first
     folder = params.paths.model([language], system)
     if not (folder / "training.json").exists():
         raise PipelineError(

@@ -3,16 +3,19 @@
 from typing import Any
 
 from cache.progress import Progress
+from cache.records import TARGET_COUNTS
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT
-from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say, teacher_source
+from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say, teacher_sources
 from pipeline.errors import each
+from pipeline.options import target_counts
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.models import find_model
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
+from stages.teacher_cache.crossfit import CrossFit
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
@@ -25,9 +28,9 @@ def teacher_cache(params: Params, languages: list[str], rerun: Rerun) -> None:
 
 def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
-    teacher, token = teacher_source(params, language), needed_token(params, language)
+    teachers, token = teacher_sources(params, language), needed_token(params, language)
     task = ScoringRequest(
-        teacher, params.student, params.audio_window_s, code_of(language), params.teacher_cache, utterances, out, token
+        teachers, params.student, params.audio_window_s, code_of(language), params.teacher_cache, utterances, out, token
     )
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:
@@ -37,21 +40,27 @@ def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
 
 def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     device = chosen_device(params)
-    teacher = load(task.teacher, task.audio_window_s)
-    use_token(teacher.model, task.language, task.token)
-    job = ScoringJob(teacher, task.language, task.settings, device, load_vocabulary(task.student))
-    return cache_teacher(job, task.utterances, task.out, rerun, progress)
+    student, jobs = load_vocabulary(task.student), []
+    for source in task.teachers:
+        teacher = load(source, task.audio_window_s)
+        use_token(teacher.model, task.language, task.token)
+        jobs.append(ScoringJob(teacher, task.language, task.settings, device, student))
+    return cache_teacher(CrossFit(tuple(jobs)), task.utterances, task.out, rerun, progress)
 
 
 def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     """The teacher is looked for here first: its absence shows at once, and one machine fetches it once."""
-    say(find_model(task.teacher).line)
+    for teacher in task.teachers:
+        say(find_model(teacher).line)
     return cache_teacher_on_ray(task, params.cluster, params.device, rerun, progress, say)
 
 
 def summary(manifest: dict[str, Any]) -> str:
     size = sum(entry["bytes"] for entry in manifest["shards"])
-    parts = [f"{manifest['rows']} utterances", f"{manifest['tokens']} tokens"]
+    parts = [f"{manifest['rows']} utterances"]
+    if manifest["settings"]["targets"] == "mixed":
+        parts.append(target_counts({source: manifest[name] for source, name in TARGET_COUNTS.items()}))
+    parts.append(f"{manifest['tokens']} tokens")
     if manifest["tokens"]:
         parts.append(f"{size / manifest['tokens']:.0f} bytes per token")
     if "teacher_wer" in manifest:

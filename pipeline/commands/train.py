@@ -6,13 +6,16 @@ from typing import Any
 import click
 
 from cache.progress import silent
+from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun
 from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say
 from pipeline.errors import each
+from pipeline.options import target_counts
 from pipeline.params import Params, method_settings
 from pipeline.progress import ProgressReport
 from stages.shared.methods import method_named
+from stages.shared.subset import Fold
 from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes, join_processes, leave_processes
@@ -47,11 +50,10 @@ def train_student(
     leave_processes()
 
 
-def language_data(params: Params, language: str, method: str, out: AnyPath) -> LanguageData:
+def language_data(params: Params, language: str, method: str, out: AnyPath, fold: Fold | None = None) -> LanguageData:
     teacher = params.paths.teacher_shards(language) if method_named(method).needs_teacher else None
-    return LanguageData(
-        code_of(language), params.paths.utterances / language, teacher, out, needed_token(params, language)
-    )
+    utterances, token = params.paths.utterances / language, needed_token(params, language)
+    return LanguageData(code_of(language), utterances, teacher, out, token, fold)
 
 
 def joined(params: Params) -> Processes:
@@ -76,8 +78,10 @@ def run_training(
         execution = Execution(processes.device, rerun, report.losses if report else silent, processes)
         result = train_on_shards(whisper, method, data, out, settings, execution)
     if processes.main:
+        counts = {source: result[name] for source, name in TARGET_COUNTS.items()}
+        of = f" ({target_counts(counts)})" if counts[TEACHER] else ""
         say(
-            f"{out}: {result['parameters'] / 1e6:.1f} M parameters trained on {result['training_utterances']} utterances, "
+            f"{out}: {result['parameters'] / 1e6:.1f} M parameters trained on {result['training_utterances']} utterances{of}, "
             f"best validation WER {100 * result['best_validation_wer']:.1f} % at step {result['best_step']} of "
             f"{result['steps']}"
         )

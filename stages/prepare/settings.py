@@ -33,6 +33,7 @@ class PrepareSettings(Settings):
         description="leave out a recording whose text has more letters, marks and digits per second than anyone can say",
     )
     untranscribed: bool = Field(
-        default=False, description="keep training recordings without a text, for teacher_cache.targets 'pseudo'"
+        default=False,
+        description="keep training recordings without a text, for teacher_cache.targets 'mixed' or 'pseudo'",
     )
     format: Format = "parquet"

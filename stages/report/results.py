@@ -88,7 +88,8 @@ class Result:
         if is_baseline(self.metrics.system):
             return f"{model}, {self.metrics.audio_window_s:g} s window"
         if self.metrics.system == "teacher":
-            return f"teacher ({model if model != 'teacher' else self.metrics.model})"
+            own = model == "teacher" or model.startswith("fold-")  # an adapted one
+            return f"teacher ({self.metrics.model if own else model})"
         return system_title(self.metrics.system)
 
     @property

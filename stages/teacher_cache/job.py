@@ -12,7 +12,7 @@ from cache.shards import ShardReader
 from stages.shared import scoring
 from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
-from stages.shared.whisper.targets import prompt_ids, token_of
+from stages.shared.whisper.targets import Room, prompt_ids, token_of
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
@@ -69,8 +69,9 @@ class ScoringJob:
             "mel_bins": model.config.num_mel_bins,
             "tokenizer": tokenizer_fingerprint(self.vocabulary.tokenizer),
             "vocab_size": self.vocabulary.size,
-            "prompt": self._student_prompt(),
+            "prompt": self.student_prompt,
             "targets": settings.targets,
+            "transcribed_fraction": settings.transcribed_fraction if settings.targets == "mixed" else None,
             "transcribed": scoring.NORMALISER if settings.transcribes else None,
             "audio_window_s": self.teacher.audio_window_s,
             "top_p": settings.top_p,
@@ -82,7 +83,14 @@ class ScoringJob:
             "attention": model.config._attn_implementation,
         }
 
-    def _student_prompt(self) -> list[int]:
+    @property
+    def student_room(self) -> Room:
+        """The student's audio window is the teacher's."""
+        return Room(self.teacher.audio_window_s, self.vocabulary.positions)
+
+    @cached_property
+    def student_prompt(self) -> list[int]:
+        """The prompt by the student's ids. Raises PipelineError where the student lacks a token of it."""
         ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
         if (ids < 0).any():
             raise PipelineError(

@@ -45,7 +45,7 @@ class Pool:
             "runtime_env": {"env_vars": _environment(plan.cpus), **_python()},
         }
         device = "cuda" if device == "auto" and plan.gpus else "cpu" if device == "auto" else device
-        models = _absolute(request.teacher), _absolute(request.student)
+        models = tuple(map(_absolute, request.teachers)), _absolute(request.student)
         self._start = lambda: (
             ray.remote(Worker).options(**options).remote(request.absolute(), *models, device, plan.cpus)
         )

@@ -1,5 +1,6 @@
 """Writes side-car shards: one for each utterance shard, with the same ids in the same order and the teacher's distributions."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,20 +10,22 @@ from cache.files import atomic_path, sha256_file, write_jsonl
 from cache.locks import sole_writer
 from cache.npy import npy_bytes
 from cache.progress import Progress, silent
+from cache.records import TARGET_COUNTS
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT, TAIL, ShardReader, ShardWriter, write_shard
 from cache.storage import AnyPath
+from stages.teacher_cache.crossfit import CrossFit
 from stages.teacher_cache.job import ScoringJob
-from stages.teacher_cache.shard import ScoredShard, ShardScorer
+from stages.teacher_cache.shard import ScoredShard
 
 # Raise this whenever the same utterances, teacher and settings give other records: work of another version is made again.
-TEACHER_CACHE_VERSION = 1
+TEACHER_CACHE_VERSION = 2
 # Shapes: V vocabulary
 PART = "part-{:05d}.npy"  # a shard's share of the tail, kept until all shards are finished
 
 
 def cache_teacher(
-    job: ScoringJob,
+    job: ScoringJob | CrossFit,
     utterances: AnyPath,
     out: AnyPath,
     rerun: Rerun = "refuse",
@@ -33,16 +36,17 @@ def cache_teacher(
     progress: called with utterances done, utterances in all, and seconds of audio done.
     Raises PipelineError where `rerun` is `refuse` and `out` holds shards with another provenance.
     """
+    job = CrossFit((job,)) if isinstance(job, ScoringJob) else job
     reader = ShardReader(utterances, "utterances")
     with sole_writer(out):
         writer = open_writer(out, job.provenance(reader), job.settings.format, rerun)
         if writer.complete:
             return finished_manifest(writer)
-        job.teacher.model.to(job.device)
+        job.place()
         counter = ProgressCounter(progress, reader, writer)
         waiting = [index for index in range(len(reader.shards)) if index not in writer.shards]
         shards: Iterator[tuple[int, list[dict]]] = ((index, reader.read(index)) for index in waiting)
-        for shard in ShardScorer(job).run(shards, counter.add):
+        for shard in job.scorer(reader).run(shards, counter.add):
             writer.record(write_scored(out, writer.format, shard, reader))
         return finish(writer)
 
@@ -77,9 +81,11 @@ def write_scored(folder: AnyPath, format: str, shard: ScoredShard, utterances: S
 
 def shard_facts(shard: ScoredShard, utterances: ShardReader) -> dict[str, Any]:
     """Returns what the manifest says of a shard in addition to its rows, size and hash."""
+    sources = Counter(record["target_source"] for record in shard.records)
     transcribed = [record for record in shard.records if record["word_errors"] is not None]
     return {
         "tokens": shard.tokens,
+        **{name: sources[source] for source, name in TARGET_COUNTS.items()},
         "seconds": utterances.shards[shard.index]["seconds"],
         "word_errors": sum(record["word_errors"] for record in transcribed),
         "words": sum(record["words"] for record in transcribed),
@@ -109,7 +115,8 @@ def finish(writer: ShardWriter) -> dict[str, Any]:
         counts[row["reason"]] = counts.get(row["reason"], 0) + 1
     write_jsonl(writer.folder / LEFT_OUT, left_out)
     totals: dict[str, Any] = {
-        name: sum(entry[name] for entry in entries) for name in ("tokens", "seconds", "word_errors", "words")
+        name: sum(entry[name] for entry in entries)
+        for name in ("tokens", *TARGET_COUNTS.values(), "seconds", "word_errors", "words")
     }
     if totals["words"]:
         totals["teacher_wer"] = totals["word_errors"] / totals["words"]

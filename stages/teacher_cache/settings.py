@@ -2,19 +2,28 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cache.formats import Format
 from stages.shared.settings import Settings
 
 
 class TeacherCacheSettings(Settings):
-    targets: Literal["reference", "pseudo"] = Field(
-        "reference", description="what is scored: the transcript, or the teacher's own (for speech without one)"
+    targets: Literal["reference", "pseudo", "mixed"] = Field(
+        "reference",
+        description="what is scored: reference: the transcript; pseudo: the teacher's own words, for speech without "
+        "transcripts; mixed: the transcript where there is one, else the teacher's own words",
+    )
+    transcribed_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="mixed only: share of the transcripts that are used, in whole groups, those that train.train_fraction "
+        "takes; the rest counts as speech without transcripts: it shows what such speech is worth",
     )
     transcribe: bool = Field(
         False,
-        description="also with reference targets, keep the teacher's own transcript: train.max_teacher_wer needs it",
+        description="also where the targets are transcripts, keep the teacher's own: train.max_teacher_wer needs it",
     )
     top_p: float = Field(0.95, gt=0, le=1, description="at each position the fewest tokens that reach this mass ...")
     min_k: int = Field(8, ge=1, description="... but at least so many")
@@ -31,8 +40,16 @@ class TeacherCacheSettings(Settings):
 
     @property
     def transcribes(self) -> bool:
-        """Whether the teacher transcribes the audio itself."""
-        return self.targets == "pseudo" or self.transcribe
+        """Whether the teacher transcribes audio itself, all of it or some."""
+        return self.targets != "reference" or self.transcribe
+
+    @model_validator(mode="after")
+    def _fraction_of_mixed(self) -> "TeacherCacheSettings":
+        if self.transcribed_fraction != 1 and self.targets != "mixed":
+            raise ValueError(
+                f"transcribed_fraction {self.transcribed_fraction} goes with targets 'mixed' alone, found '{self.targets}'"
+            )
+        return self
 
 
 class ClusterSettings(Settings):

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 
 from cache.errors import PipelineError, is_out_of_memory
+from cache.records import TEACHER, TRANSCRIPT
 from stages.shared import scoring
 from stages.shared.audio import decode_flac, is_silent
 from stages.shared.prefetch import map_batches, prefetch
 from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.device import fast_products, round_weights
 from stages.shared.whisper.features import LogMel
-from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids
+from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, room_of, target_ids
 from stages.teacher_cache.job import ScoringJob
+from stages.teacher_cache.sources import TargetSources
 from stages.teacher_cache.vocabulary import TokenMap
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ ReportProgress = Callable[[int, float], None]  # utterances and seconds of audio
 
 EMPTY_SCORES = {
     "targets": np.empty(0, np.uint16),
+    "target_source": None,
     "top_counts": np.empty(0, np.uint16),
     "top_ids": np.empty(0, np.uint16),
     "top_probs": np.empty(0, np.uint8),
@@ -50,7 +53,7 @@ class ScoredShard:
 @dataclass(frozen=True)
 class _Batch:
     shard: "_Shard"
-    rows: list[int]
+    rows: list[int]  # all with targets of one source
     features: torch.Tensor | None  # (B, mels, frames); None if they did not fit into memory
     silent: list[bool]  # by row: whether nothing can be heard
 
@@ -71,7 +74,7 @@ class _Shard:
 
     index: int
     utterances: list[dict]
-    targets: list[list[int]]  # of the transcripts, by row
+    targets: list[list[int]]  # of the transcripts, by row; empty where they are the teacher's own words
     waiting: int  # number of rows that are not yet scored
     left_out: dict[int, tuple[str, str]]  # row -> reason, detail
     batch_size: int  # the smallest that was used
@@ -82,8 +85,8 @@ class _Shard:
 class ShardScorer:
     """Runs a job's teacher over shards of utterances, on the device that holds its model."""
 
-    def __init__(self, job: ScoringJob):
-        self.job, self.settings, self.scorer = job, job.settings, job.scorer()
+    def __init__(self, job: ScoringJob, sources: TargetSources):
+        self.job, self.settings, self.sources, self.scorer = job, job.settings, sources, job.scorer()
         self.batch_size = job.settings.batch_size  # halved whenever a batch does not fit into memory
         round_weights(job.teacher.model.requires_grad_(False), job.dtype)
         self.log_mel = LogMel(job.teacher.model.config.num_mel_bins, job.teacher.audio_window_s)
@@ -110,12 +113,14 @@ class ShardScorer:
         for index, utterances in shards:
             shard = self._start_shard(index, utterances)
             kept = [row for row in range(len(utterances)) if row not in shard.left_out]
-            by_length = sorted(kept, key=lambda row: (-self._length(shard, row), row))
-            start, size = 0, self.batch_size
-            while start == 0 or start < len(by_length):
-                rows = by_length[start : start + size]
+            waiting = sorted(kept, key=lambda row: (not shard.targets[row], -self._length(shard, row), row))
+            while True:
+                next_rows = waiting[: self.batch_size]
+                rows = [row for row in next_rows if bool(shard.targets[row]) == bool(shard.targets[next_rows[0]])]
                 yield _Batch(shard, rows, *self._features_if_they_fit(shard, rows))
-                start, size = start + size, self.batch_size
+                waiting = waiting[len(rows) :]
+                if not waiting:
+                    break
 
     def _features(self, shard: _Shard, rows: list[int]) -> tuple[torch.Tensor, list[bool]]:
         utterances = [shard.utterances[row] for row in rows]
@@ -135,13 +140,13 @@ class ShardScorer:
         prompt = prompt_ids(job.teacher, job.language)
         targets, left_out = [], {}
         for row, utterance in enumerate(utterances):
-            wanted = self.settings.targets == "reference"
+            wanted = self.sources.of(utterance) == TRANSCRIPT
             ids = target_ids(job.teacher.tokenizer, utterance["text"], job.language) if wanted else []
             targets.append(ids)
-            if reason := reason_to_leave_out(job.teacher, utterance["seconds"], prompt, ids):
+            if reason := reason_to_leave_out(room_of(job.teacher), utterance["seconds"], prompt, ids):
                 left_out[row] = reason
             elif wanted and not utterance["text"]:
-                left_out[row] = "no_text", "no transcript: targets 'pseudo' would score the teacher's own"
+                left_out[row] = "no_text", "no transcript: targets 'mixed' would score the teacher's own words"
         return _Shard(index, utterances, targets, len(utterances) - len(left_out), left_out, self.batch_size)
 
     def _length(self, shard: _Shard, row: int) -> float:
@@ -191,10 +196,12 @@ class ShardScorer:
         shard = batch.shard
         made = self._features(shard, batch.rows) if batch.features is None else (batch.features, batch.silent)
         encoded_BSD = self.scorer.encode(made[0])
-        transcripts = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber else None
         targets = [shard.targets[row] for row in batch.rows]
+        source = TRANSCRIPT if targets[0] else TEACHER
+        listens = self.transcriber and (source == TEACHER or self.settings.transcribe)
+        transcripts = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber and listens else None
         left_out: dict[int, tuple[str, str]] = {}
-        if transcripts and self.settings.targets == "pseudo":
+        if transcripts and source == TEACHER:
             targets = [transcript.tokens for transcript in transcripts]
             reasons = [_unusable(transcript, self.job.tokens) for transcript in transcripts]
             left_out = {row: reason for row, reason in zip(batch.rows, reasons, strict=True) if reason}
@@ -208,10 +215,16 @@ class ShardScorer:
             fields = (
                 NO_TRANSCRIPT
                 if transcripts is None
-                else self._transcript_fields(transcripts[number], shard.utterances[row]["text"])
+                else self._transcript_fields(transcripts[number], self._reference(shard.utterances[row]))
             )
-            shard.records[row] = {**(EMPTY_SCORES if row in left_out else next(scored)), **fields}
+            scores = EMPTY_SCORES if row in left_out else {**next(scored), "target_source": source}
+            shard.records[row] = {**scores, **fields}
         shard.left_out.update(left_out)
+
+    def _reference(self, utterance: dict[str, Any]) -> str:
+        """Returns the transcript that the teacher's words are compared with, '' where there is none or it is not used."""
+        unused = self.settings.targets == "mixed" and self.sources.of(utterance) == TEACHER
+        return "" if unused else utterance["text"]
 
     def _transcript_fields(self, transcript: Transcript, reference: str) -> dict[str, Any]:
         counts = scoring.score(reference, transcript.text, self.job.language) if reference else {}

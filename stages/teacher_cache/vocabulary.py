@@ -19,6 +19,7 @@ class Vocabulary:
     tokenizer: WhisperTokenizer
     size: int  # columns of the output projection
     model_id: str  # hub id or folder
+    positions: int  # of the decoder
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,17 @@ class TokenMap:
 
 
 def vocabulary_of(whisper: Whisper) -> Vocabulary:
-    return Vocabulary(whisper.tokenizer, whisper.model.config.vocab_size, whisper.model_id)
+    config = whisper.model.config
+    return Vocabulary(whisper.tokenizer, config.vocab_size, whisper.model_id, config.max_target_positions)
 
 
 def load_vocabulary(model_id: str) -> Vocabulary:
     """Loads the vocabulary of `model_id` (hub id or folder), without its weights. Raises PipelineError where it has none."""
     folder = find_model(model_id).folder
     try:
-        return Vocabulary(
-            WhisperTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size, model_id
-        )
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = WhisperTokenizer.from_pretrained(folder)
+        return Vocabulary(tokenizer, config.vocab_size, model_id, config.max_target_positions)
     except (OSError, ValueError, AttributeError) as error:
         raise PipelineError(f"{model_id}: no Whisper tokenizer in it ({str(error).splitlines()[0]})") from None
 

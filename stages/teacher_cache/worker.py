@@ -13,10 +13,10 @@ from cache.storage import AnyPath
 from stages.shared.whisper.device import choose_device, keep_freed_memory
 from stages.shared.whisper.models import load_whisper
 from stages.shared.whisper.targets import use_token
+from stages.teacher_cache.crossfit import CrossFit
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.shard import ShardScorer
 from stages.teacher_cache.vocabulary import load_vocabulary
 
 
@@ -24,7 +24,7 @@ from stages.teacher_cache.vocabulary import load_vocabulary
 class ScoringRequest:
     """Tells a worker what to score. It is small, because it is sent to every worker."""
 
-    teacher: str  # hub id or folder as the user gave it: it goes into the manifest
+    teachers: tuple[str, ...]  # hub ids or folders as the user gave them, by fold: they go into the manifest
     student: str
     audio_window_s: int
     language: str
@@ -41,16 +41,22 @@ class ScoringRequest:
 class Worker:
     """Handles two shards at a time: while one is scored the other is read or written.
 
-    teacher, student: absolute folders or hub ids; the request has them as the user gave them.
+    teachers, student: absolute folders or hub ids; the request has them as the user gave them.
     """
 
-    def __init__(self, request: ScoringRequest, teacher: str, student: str, device: str, threads: int):
-        self.request, self.teacher, self.student, self.device, self.threads = request, teacher, student, device, threads
+    def __init__(self, request: ScoringRequest, teachers: tuple[str, ...], student: str, device: str, threads: int):
+        self.request, self.teachers, self.student, self.device, self.threads = (
+            request,
+            teachers,
+            student,
+            device,
+            threads,
+        )
         self.scoring = threading.Lock()
         self.done: dict[int, tuple[int, float]] = {}
 
     def open(self) -> dict[str, Any]:
-        """Loads the teacher and returns the provenance, which must be the same on all workers."""
+        """Loads the teachers and returns the provenance, which must be the same on all workers."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         try:
@@ -61,18 +67,21 @@ class Worker:
                 "an object store) and have the same kind of processor"
             ) from None
         provenance = job.provenance(self.utterances)
-        job.teacher.model.to(job.device)
-        self.scorer = ShardScorer(job)
+        job.place()
+        self.scorer = job.scorer(self.utterances)
         return provenance
 
-    def _load(self) -> ScoringJob:
+    def _load(self) -> CrossFit:
         request = self.request
         self.utterances = ShardReader(request.utterances, "utterances")
         device = choose_device(self.device)
-        teacher = replace(load_whisper(self.teacher, request.audio_window_s), model_id=request.teacher)
-        use_token(teacher.model, request.language, request.token)
         student = replace(load_vocabulary(self.student), model_id=request.student)
-        return ScoringJob(teacher, request.language, request.settings, device, student)
+        jobs = []
+        for folder, name in zip(self.teachers, request.teachers, strict=True):
+            teacher = replace(load_whisper(folder, request.audio_window_s), model_id=name)
+            use_token(teacher.model, request.language, request.token)
+            jobs.append(ScoringJob(teacher, request.language, request.settings, device, student))
+        return CrossFit(tuple(jobs))
 
     def score(self, index: int) -> dict[str, Any]:
         """Scores and writes shard `index`, and returns its entry for the manifest."""

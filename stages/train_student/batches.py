@@ -21,6 +21,7 @@ from stages.shared.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 from stages.train_student.augment import spec_augment
 from stages.train_student.losses import TeacherTargets
 from stages.train_student.settings import TrainSettings
+from stages.train_student.token_weights import TokenWeights, weigh_tokens
 
 # An utterance's record, with its targets, language and prompt, and the teacher's fields where there is a teacher.
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ class Collate:
             targets=torch.tensor([token for ids in targets for token in ids]),
             encoder_mask=torch.arange(window) < real[:, None],
             decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],
-            teacher=_teacher_targets(rows) if "top_ids" in rows[0] else None,
+            teacher=_teacher_targets(rows, self.settings.token_weights) if "top_ids" in rows[0] else None,
         )
 
     def _features(self, rows: list[Row]) -> torch.Tensor:
@@ -95,16 +96,20 @@ def _seeded(rows: Iterable[Row], part: EpochPart, first: int) -> Iterator[Row]:
         yield {**row, "seed": (part.seed, part.epoch, first + number * part.world)}
 
 
-def _teacher_targets(rows: list[Row]) -> TeacherTargets:
+def _teacher_targets(rows: list[Row], token_weights: TokenWeights) -> TeacherTargets:
     counts, ids, tails = (
         np.concatenate([row[name] for row in rows]) for name in ("top_counts", "top_ids", "tail_log_probs")
     )
     log_probs = np.concatenate([stored_log_probs(row["top_probs"], row["bits"]) for row in rows])
+    weights_N = None
+    if token_weights != "none":
+        weights_N = torch.from_numpy(np.concatenate([weigh_tokens(row, row["bits"], token_weights) for row in rows]))
     return TeacherTargets(
         torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
         torch.from_numpy(ids.astype(np.int64)),
         torch.from_numpy(log_probs),
         torch.from_numpy(tails),
+        weights_N,
     )
 
 

@@ -102,11 +102,9 @@ def _chunks(count: int, most: int, teacher: TeacherTargets | None) -> Iterator[t
         else:
             of = slice(kept[chunk], kept[chunk + 1])
             rest_N = teacher.tail_log_probs[start:stop]
-            yield (
-                start,
-                stop,
-                TeacherTargets(teacher.positions[of] - start, teacher.ids[of], teacher.log_probs[of], rest_N),
-            )
+            weights_N = None if teacher.weights is None else teacher.weights[start:stop]
+            kept_M = teacher.positions[of] - start, teacher.ids[of], teacher.log_probs[of]
+            yield start, stop, TeacherTargets(*kept_M, rest_N, weights_N)
 
 
 def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -126,20 +124,25 @@ def logits_to_gradient_(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sums of cross-entropy and divergence. Overwrites the logits with the gradient of their weighted sum.
 
+    The cross-entropy of each position counts by `teacher.weights`, if there are any.
     With q the softmax, the gradient of token j is q_j times a factor of its position. Only the target and the teacher's
     kept tokens differ from that.
     """
-    ce_weight, kd_weight, smoothing = objective.ce_weight, objective.kd_weight, objective.label_smoothing
+    kd_weight, smoothing = objective.kd_weight, objective.label_smoothing
     targets_N1, kept = targets_N.unsqueeze(1), (targets_N[:0], targets_N[:0])
     if teacher is not None:
         kept = teacher.positions, teacher.ids
     target_N = logits_NV.gather(1, targets_N1).squeeze(1)
+    weights_N = torch.ones_like(target_N)
+    if teacher is not None and teacher.weights is not None:
+        weights_N = teacher.weights.to(target_N)
+    ce_N = objective.ce_weight * weights_N
     mean_N = logits_NV.mean(1) if smoothing else target_N
     spread_N = None if spread_V is None else logits_NV @ spread_V
     softmax = _exp_of_others_(logits_NV, kept)
 
-    cross_entropy = (softmax.log_total_N - (1 - smoothing) * target_N - smoothing * mean_N).sum()
-    of_kept_M, of_others_N = (ce_weight * log_prob.exp() for log_prob in softmax.bins)
+    cross_entropy = (weights_N * (softmax.log_total_N - (1 - smoothing) * target_N - smoothing * mean_N)).sum()
+    of_kept_M, of_others_N = ce_N[kept[0]] * softmax.bins.kept_M.exp(), ce_N * softmax.bins.tail_N.exp()
     divergence = torch.zeros_like(cross_entropy)
     if teacher is not None:
         divergence, kd, along_N = _distil(objective, teacher, softmax, spread_N, spread_V)
@@ -147,8 +150,8 @@ def logits_to_gradient_(
 
     logits_NV.mul_((of_others_N / softmax.others_N).unsqueeze(1)).index_put_(kept, of_kept_M)
     if smoothing:
-        logits_NV.sub_(ce_weight * smoothing / logits_NV.shape[1])
-    logits_NV.scatter_add_(1, targets_N1, torch.full_like(target_N, -ce_weight * (1 - smoothing)).unsqueeze(1))
+        logits_NV.sub_((ce_N * smoothing / logits_NV.shape[1]).unsqueeze(1))
+    logits_NV.scatter_add_(1, targets_N1, (-ce_N * (1 - smoothing)).unsqueeze(1))
     if teacher is not None and spread_V is not None:
         logits_NV.addr_(kd_weight * along_N, spread_V)
     return cross_entropy, divergence

@@ -5,25 +5,35 @@ Every utterance that is dropped is listed with its reason.
 
 # Shapes: V vocabulary.
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from cache.errors import PipelineError
+from cache.records import TEACHER, TRANSCRIPT
 from cache.resume import differences
 from cache.shards import ShardReader
+from stages.shared.subset import Fold, choose_groups
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
-from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, target_ids, token_of
+from stages.shared.whisper.targets import (
+    prompt_ids,
+    reason_against_transcript,
+    reason_to_leave_out,
+    room_of,
+    target_ids,
+    token_of,
+)
 from stages.train_student.batches import Batch, Collate, EpochPart, Row, read_batches
-from stages.train_student.filters import check_filters, reasons_to_leave_out
+from stages.train_student.filters import COLUMNS, check_filters, reasons_to_leave_out
 from stages.train_student.settings import TrainSettings
 
 
 class TrainingData:
     """The utterances of one split, with the teacher's side-car shards or without.
 
-    left_out: the utterances that cannot be trained on, with the reason.
+    fold: the part of the split that is not trained on. left_out: the utterances that cannot be trained on, with the reason.
     Raises PipelineError where the teacher's shards do not belong to the utterances or to the student.
     """
 
@@ -34,21 +44,25 @@ class TrainingData:
         student: Whisper,
         language: str,
         settings: TrainSettings,
+        fold: Fold | None = None,
     ):
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
-        self.student, self.prompt = student, prompt_ids(student, language)
+        self.student, self.prompt, self.room = student, prompt_ids(student, language), room_of(student)
         self.collate = Collate(student, settings)
         self.tail_V: torch.Tensor | None = None  # the mean of the teacher's tails
-        self.pseudo = teacher is not None and teacher.provenance.get("targets") == "pseudo"
         if teacher is not None:
             self._check_teacher(teacher)
             check_filters(teacher, settings)
             self.tail_V, self.bits = torch.from_numpy(teacher.tail()), teacher.provenance["bits"]
         self.left_out: list[dict[str, str]] = []
-        groups = [self._index(shard) for shard in range(len(utterances.shards))]
-        chosen = _choose_groups(groups, settings.train_fraction)
-        self.kept = [[row for row, group in shard.items() if group in chosen] for shard in groups]
-        self.not_chosen = sum(map(len, groups)) - len(self)
+        found = [self._index(shard) for shard in range(len(utterances.shards))]
+        chosen = choose_groups((one.group for shard in found for one in shard), settings.train_fraction)
+        if fold is not None:
+            chosen -= fold.groups(utterances)
+        kept = [[one for one in shard if one.group in chosen] for shard in found]
+        self.kept = [[one.row for one in shard] for shard in kept]
+        self.target_sources = Counter(one.source for shard in kept for one in shard)
+        self.not_chosen = sum(map(len, found)) - len(self)
         if not len(self):
             raise PipelineError(f"{utterances.folder}: no utterance to train on ({len(self.left_out)} left out)")
 
@@ -74,33 +88,35 @@ class TrainingData:
                 f"{self.utterances.folder}: its ids are not those of the utterance shards"
             )
 
-    def _index(self, shard: int) -> dict[int, str]:
-        """Returns row -> group of the shard's utterances that can be trained on, and lists the others in `left_out`."""
+    def _index(self, shard: int) -> "list[_Usable]":
+        """Returns the shard's utterances that can be trained on, and lists the others in `left_out`."""
         rows = self.utterances.read(shard, only=("id", "text", "seconds", "group"))
         reasons: dict[str, tuple[str, str]] = {}
+        scored: list[dict] = [{"target_source": TRANSCRIPT}] * len(rows)
         if self.teacher is not None:
-            self._check_ids(shard, [row["id"] for row in rows])
-            reasons = reasons_to_leave_out(self.teacher, shard, self.settings)
-        groups = {}
-        for number, row in enumerate(rows):
-            if reason := reasons.get(row["id"]) or self._reason(row):
+            scored = self._scored(shard, [row["id"] for row in rows])
+            reasons = reasons_to_leave_out(self.teacher.shards[shard].get("left_out", []), scored, self.settings)
+        usable = []
+        for number, (row, of_teacher) in enumerate(zip(rows, scored, strict=True)):
+            if reason := reasons.get(row["id"]) or self._reason(row, of_teacher):
                 self.left_out.append({"id": row["id"], "reason": reason[0], "detail": reason[1]})
             else:
-                groups[number] = row["group"]
-        return groups
+                usable.append(_Usable(number, row["group"], of_teacher["target_source"]))
+        return usable
 
-    def _reason(self, row: dict) -> tuple[str, str] | None:
-        targets = [] if self.pseudo else target_ids(self.student.tokenizer, row["text"], self.language)
-        if not self.pseudo and not row["text"]:
-            return "no_text", "no transcript"
-        return reason_to_leave_out(self.student, row["seconds"], self.prompt, targets)
+    def _reason(self, row: dict, scored: dict) -> tuple[str, str] | None:
+        if scored["target_source"] == TEACHER:
+            return reason_to_leave_out(self.room, row["seconds"], self.prompt, scored["targets"].tolist())
+        return reason_against_transcript(self.student.tokenizer, self.room, row, self.language, self.prompt)
 
-    def _check_ids(self, shard: int, ids: list[str]) -> None:
+    def _scored(self, shard: int, ids: list[str]) -> list[dict]:
+        """Returns COLUMNS of the teacher's records. Raises PipelineError where they are not of the utterances `ids`."""
         assert self.teacher is not None
-        found = [row["id"] for row in self.teacher.read(shard, only=("id",))]
-        if found != ids:
+        scored = self.teacher.read(shard, only=COLUMNS)
+        if [row["id"] for row in scored] != ids:
             name = self.teacher.shards[shard]["name"]
             raise PipelineError(f"{self.teacher.folder / name}: its ids are not those of the utterance shard, in order")
+        return scored
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
@@ -121,29 +137,24 @@ class TrainingData:
                 loaded.append({**row, **common, "targets": targets})
             else:
                 targets = scored[number]["targets"].tolist()
-                self._check_targets(targets, row, shard)
+                self._check_targets(targets, scored[number]["target_source"], row, shard)
                 loaded.append({**row, **scored[number], **common, "targets": targets, "bits": self.bits})
         return loaded
 
-    def _check_targets(self, targets: list[int], row: dict, shard: int) -> None:
+    def _check_targets(self, targets: list[int], source: str, row: dict, shard: int) -> None:
+        """Raises PipelineError where a transcript's tokens are others, and where nothing was scored."""
         assert self.teacher is not None
-        wanted = target_ids(self.student.tokenizer, row["text"], self.language)
-        if not targets or (not self.pseudo and targets != wanted):
+        own_words = source == TEACHER and targets
+        if not own_words and targets != target_ids(self.student.tokenizer, row["text"], self.language):
             where = f"{self.teacher.folder / self.teacher.shards[shard]['name']}, {row['id']}"
             raise PipelineError(
                 f"{where}: its targets are not the transcript's tokens: the shards do not belong together"
             )
 
 
-def _choose_groups(shards: list[dict[int, str]], fraction: float) -> set[str]:
-    """Chooses whole groups until they hold `fraction` of the utterances. Their order depends on their names only."""
-    sizes: dict[str, int] = {}
-    for shard in shards:
-        for group in shard.values():
-            sizes[group] = sizes.get(group, 0) + 1
-    wanted, chosen, taken = fraction * sum(sizes.values()), set(), 0
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        if taken < wanted:
-            chosen.add(group)
-            taken += sizes[group]
-    return chosen
+class _Usable(NamedTuple):
+    """An utterance that can be trained on."""
+
+    row: int  # in its shard
+    group: str
+    source: str  # of its targets: TRANSCRIPT or TEACHER

@@ -1,7 +1,9 @@
 """The losses. With chunked_loss.py, which computes them from the decoder's output, this is all of the objective.
 
 All functions return sums over the N real target positions of a batch. The caller divides once, by the target positions
-of the optimizer step.
+of the optimizer step. It does so also where tokens have weights: divided by the sum of the weights, a doubtful token
+would count as much as a certain one wherever all tokens of a step are doubtful, and a token's part would depend on its
+neighbours.
 """
 
 # Shapes: N target positions, M kept tokens of the teacher at all N together, V vocabulary; of gates B rows, T positions.
@@ -68,9 +70,11 @@ class TeacherTargets:
     ids: torch.Tensor  # (M,) int64
     log_probs: torch.Tensor  # (M,) float32
     tail_log_probs: torch.Tensor  # (N,) float32
+    weights: torch.Tensor | None = None  # (N,) of the targets' cross-entropy; None: 1
 
     def to(self, device: torch.device) -> "TeacherTargets":
-        return TeacherTargets(*(tensor.to(device) for tensor in vars(self).values()))
+        given = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return TeacherTargets(**given)
 
 
 class Bins(NamedTuple):

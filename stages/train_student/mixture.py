@@ -2,6 +2,7 @@
 
 # Shapes: V vocabulary.
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ class Mixture:
         self.shards = [(part, shard) for part in parts for shard in range(len(part.kept))]
         self.left_out = [{"language": part.language, **row} for part in parts for row in part.left_out]
         self.not_chosen = sum(part.not_chosen for part in parts)
+        self.target_sources = sum((part.target_sources for part in parts), Counter[str]())
         self.tail_V = _mean_tail(parts)
 
     def __len__(self) -> int:

@@ -12,11 +12,13 @@ from cache import files
 from cache.errors import PipelineError
 from cache.locks import sole_writer
 from cache.progress import Progress, silent
+from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
 from stages.shared.student.metadata import base_metadata
+from stages.shared.subset import Fold
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.models import Whisper
@@ -47,6 +49,7 @@ class LanguageData:
     teacher: AnyPath | None  # the folder of the teacher's shards, for a method that needs them
     out: AnyPath
     token: str | None = None  # the language whose token stands for `language` in prompts; None: as the base has it
+    fold: Fold | None = None  # the part of `train` that is not trained on
 
     @cached_property
     def training(self) -> ShardReader:
@@ -161,6 +164,7 @@ class _Run:
             "best_validation_wer": position.best_wer,
             "validation_utterances": sum(map(len, clips)),
             "training_utterances": len(data),
+            **{name: data.target_sources[source] for source, name in TARGET_COUNTS.items()},
             "left_out": len(data.left_out),
             "not_chosen": data.not_chosen,
             "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
@@ -170,9 +174,16 @@ class _Run:
 
     def _data(self) -> TrainingData | Mixture:
         parts = [
-            TrainingData(one.training, one.scored, self.base, one.language, self.settings) for one in self.languages
+            TrainingData(one.training, one.scored, self.base, one.language, self.settings, one.fold)
+            for one in self.languages
         ]
-        return parts[0] if len(parts) == 1 else Mixture(parts)
+        data = parts[0] if len(parts) == 1 else Mixture(parts)
+        if self.settings.token_weights != "none" and data.tail_V is not None and not data.target_sources[TEACHER]:
+            raise PipelineError(
+                f"token_weights is '{self.settings.token_weights}', but all targets are transcripts, whose tokens weigh 1: "
+                "set train.token_weights to none, or teacher_cache.targets to mixed or pseudo"
+            )
+        return data
 
     def _train(self, data: TrainingData | Mixture, clips: list[list[Clip]]) -> tuple[Trainee, checkpoint.Position]:
         base = self.base
@@ -211,6 +222,8 @@ class _Run:
             "validation_utterances": [one.validation.fingerprint() for one in self.languages],
             "teacher_shards": [one.scored and one.scored.fingerprint() for one in self.languages],
         }
+        if any(one.fold for one in self.languages):
+            of_each["fold"] = [one.fold and [one.fold.number, one.fold.count] for one in self.languages]
         return plain(
             {
                 "train_version": TRAIN_VERSION,

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
+from stages.train_student.token_weights import TokenWeights
 
 
 class TrainSettings(Settings):
@@ -28,6 +29,11 @@ class TrainSettings(Settings):
         description="what becomes of the teacher's mass outside its kept tokens: bucket compares it as one bin; spread (kl "
         "only) distributes it like the cache's mean tail; renormalise drops it, which is biased and for comparison only",
     )
+    token_weights: TokenWeights = Field(
+        "none",
+        description="weights of the cross-entropy of the teacher's own words: none; the teacher's probability of each token; "
+        "entropy: exp(-H), one over the number of tokens that it is undecided between; transcripts' tokens weigh 1",
+    )
     max_teacher_wer: float | None = Field(
         None,
         ge=0,
@@ -41,7 +47,7 @@ class TrainSettings(Settings):
     max_compression_ratio: float | None = Field(
         2.4,
         gt=0,
-        description="leave out pseudo targets with a higher compression ratio: they repeat themselves",
+        description="leave out the teacher's own words where their compression ratio is higher: they repeat themselves",
     )
     gate_weight: float = Field(1.0, ge=0)
     gate_budget: float = Field(0.5, ge=0, le=1)
@@ -82,3 +88,22 @@ class TrainSettings(Settings):
         if self.kd_tail == "spread" and self.kd_divergence != "kl":
             raise ValueError("kd_tail 'spread' goes with kd_divergence 'kl' alone: take 'bucket' for 'js'")
         return self
+
+
+class AdaptSettings(TrainSettings):
+    """The recipe that fine-tunes a teacher."""
+
+    folds: int = Field(
+        1,
+        ge=1,
+        description="1: one teacher, trained on the utterances that it scores; 2 or more: one teacher for each part of the "
+        "training split, trained on the other parts, so that no teacher scores what it was trained on",
+    )
+
+    @property
+    def of_each(self) -> TrainSettings:
+        """The recipe of one teacher. With folds it takes as many passes over its smaller part: max_steps is less."""
+        recipe = TrainSettings(**self.model_dump(exclude={"folds"}))
+        if self.folds == 1 or self.max_steps is None:
+            return recipe
+        return recipe.model_copy(update={"max_steps": max(1, round(self.max_steps * (1 - 1 / self.folds)))})

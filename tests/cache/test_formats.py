@@ -38,6 +38,7 @@ def teacher_records(draw: st.DrawFn) -> dict:
     return {
         "id": draw(TEXT),
         "targets": draw(arrays("uint16", ids, len(counts))),
+        "target_source": draw(st.none() | TEXT),
         "top_counts": np.array(counts, np.uint16),
         "top_ids": draw(arrays("uint16", ids, kept)),
         "top_probs": draw(arrays("uint8", st.integers(1, 255), kept)),
@@ -65,6 +66,7 @@ def teacher_record(number: int, tokens: int = 3) -> dict:
     return {
         "id": f"clip.v{number}",
         "targets": (np.arange(tokens) + 65530).astype(np.uint16),
+        "target_source": ("transcript", "teacher")[number % 2] if tokens else None,
         "top_counts": counts.astype(np.uint16),
         "top_ids": (kept * 7 + number).astype(np.uint16),
         "top_probs": (255 - 9 * kept - number).astype(np.uint8),
@@ -149,7 +151,7 @@ def test_tar_bytes_are_pinned(tmp_path):
     path = written(webdataset, tmp_path, TEACHER)
     assert (
         hashlib.sha256(path.read_bytes()).hexdigest()
-        == "45fd43cbc606dec95131d018e9d2c5d8029b1be59aa95e69115140d6451e7997"
+        == "81dcc4395ba970c75b308ef467d599eb6984f9fb67544604c0d3c76dff615cb9"
     )
     path = written(webdataset, tmp_path, [UTTERANCE], "utterances")
     assert (
@@ -164,6 +166,7 @@ def test_parquet_schema_is_pinned():
         "id: string not null",
         "targets: list<item: uint16 not null> not null",
         "  child 0, item: uint16 not null",
+        "target_source: string",
         "top_counts: list<item: uint16 not null> not null",
         "  child 0, item: uint16 not null",
         "top_ids: list<item: uint16 not null> not null",

@@ -27,6 +27,7 @@ def record(number: int) -> dict:
     return {
         "id": f"clip-{number}",
         "targets": np.arange(tokens, dtype=np.uint16),
+        "target_source": "teacher" if tokens else None,
         "top_counts": np.full(tokens, 2, np.uint16),
         "top_ids": np.full(2 * tokens, number, np.uint16),
         "top_probs": np.full(2 * tokens, 100 + number, np.uint8),

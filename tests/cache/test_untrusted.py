@@ -460,7 +460,7 @@ def test_a_length_that_no_recording_has(format, seconds, tmp_path):
 
 def test_a_shard_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
     record = {"id": "x", **teacher_record(1)}
-    size = 11 * 1024 + 4 * (len("x") + len(record["teacher_text"]))
+    size = 12 * 1024 + 4 * (len("x") + len(record["teacher_text"]) + len(record["target_source"]))
     size += 16 * sum(value.size for value in record.values() if isinstance(value, np.ndarray))
     monkeypatch.setattr("cache.records.MAX_SHARD_BYTES", 2 * size)
     check_size([record] * 2, FIELDS["teacher"], "shard")

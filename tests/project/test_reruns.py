@@ -76,7 +76,7 @@ def test_kept_made_again_or_refused(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     monkeypatch.setattr(constant, 99)
     with pytest.raises(
-        PipelineError, match=rf"{constant.rpartition('.')[2].lower()}: found 1, wanted 99\): give --upd"
+        PipelineError, match=rf"{constant.rpartition('.')[2].lower()}: found \d+, wanted 99\): give --upd"
     ):
         work(whisper, utterances, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -111,7 +111,7 @@ def test_unfinished_work_of_another_version_is_not_continued(
             )
     assert (out / "progress.json").exists()
     monkeypatch.setattr(constant, 99)
-    with pytest.raises(PipelineError, match="found 1, wanted 99"):
+    with pytest.raises(PipelineError, match=r"found \d+, wanted 99"):
         work(whisper, utterances, out)
     assert work(whisper, utterances, out, rerun="update")[0] == 0
 

@@ -55,6 +55,7 @@ def teacher_record(number: int, top_k: int = TOP_K) -> dict:
     targets = np.random.default_rng(number).integers(0, VOCAB_SIZE, len(probs_TV))
     return {
         "targets": targets.astype(np.uint16),
+        "target_source": "transcript",
         **kept(probs_TV, top_k),
         "mean_log_prob": float(np.log(probs_TV[np.arange(len(targets)), targets] + 1e-30).mean()),
         "teacher_text": f"věta {number}",

@@ -92,7 +92,8 @@ def _teacher_cache(folder: Path) -> list[dict[str, Any]]:
     for record in _records(folder / "teacher", "teacher"):
         probs = record["top_probs"].astype(float)
         sums = {"tail_log_probs": float(record["tail_log_probs"].sum()), "mean_prob_code": float(probs.mean())}
-        found.append({"targets": record["targets"].tolist(), "mean_log_prob": record["mean_log_prob"], **sums})
+        what = {"targets": record["targets"].tolist(), "target_source": record["target_source"]}
+        found.append({**what, "mean_log_prob": record["mean_log_prob"], **sums})
     return found
 
 

@@ -186,7 +186,8 @@ def make_teacher_shards(
         records = []
         for row in source.read(index):
             ids = target_ids(student.tokenizer, row["text"], "cs")
-            records.append({**_sure_record(row["id"], ids), **heard(number)})
+            source_of = {"target_source": "teacher" if targets == "pseudo" else "transcript"}
+            records.append({**_sure_record(row["id"], ids), **source_of, **heard(number)})
             words, number = words + (records[-1]["words"] or 0), number + 1
         writer.write(index, records, seconds=1.0, left_out=[])
     writer.finish(left_out={}, words=words)

@@ -1,5 +1,7 @@
 """Makes target tokens and decoder inputs. Teacher and student both use these functions, so that theirs are equal."""
 
+from typing import Any, NamedTuple
+
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
@@ -93,17 +95,34 @@ def _plain_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
-def reason_to_leave_out(
-    whisper: Whisper, seconds: float, prompt: list[int], targets: list[int]
-) -> tuple[str, str] | None:
-    """Returns (reason, detail) if `whisper` can neither be trained on an utterance nor score it, else None."""
-    if seconds > whisper.audio_window_s:
-        return "too_long", f"{seconds:.2f} s in a window of {whisper.audio_window_s} s"
-    positions = whisper.model.config.max_target_positions
+class Room(NamedTuple):
+    """How much a model takes of an utterance."""
+
+    seconds: int  # of audio
+    positions: int  # of the decoder
+
+
+def room_of(whisper: Whisper) -> Room:
+    return Room(whisper.audio_window_s, whisper.model.config.max_target_positions)
+
+
+def reason_to_leave_out(room: Room, seconds: float, prompt: list[int], targets: list[int]) -> tuple[str, str] | None:
+    """Returns (reason, detail) if a model with `room` can neither be trained on an utterance nor score it, else None."""
+    if seconds > room.seconds:
+        return "too_long", f"{seconds:.2f} s in a window of {room.seconds} s"
     # the decoder reads the prompt and all targets but the last
-    if len(prompt) + len(targets) - 1 > positions:
-        return "too_many_tokens", f"{len(targets)} tokens, {positions} positions"
+    if len(prompt) + len(targets) - 1 > room.positions:
+        return "too_many_tokens", f"{len(targets)} tokens, {room.positions} positions"
     return None
+
+
+def reason_against_transcript(
+    tokenizer: WhisperTokenizer, room: Room, utterance: dict[str, Any], language: str, prompt: list[int]
+) -> tuple[str, str] | None:
+    """Returns (reason, detail) if a model with `room` cannot be trained on an utterance's transcript, else None."""
+    if not utterance["text"]:
+        return "no_text", "no transcript"
+    return reason_to_leave_out(room, utterance["seconds"], prompt, target_ids(tokenizer, utterance["text"], language))
 
 
 def decoder_inputs(prompt: list[int], targets: list[list[int]], pad: int) -> torch.Tensor:

@@ -113,7 +113,7 @@ def here(model: Path, source: Path, out: Path, progress=lambda *counts: None) ->
 def on_ray(model: Path, source: Path, out: Path, progress=lambda *counts: None, device: str = "auto") -> list[str]:
     """What it says."""
     said: list[str] = []
-    task = ScoringRequest(str(model), str(model), 1, "cs", SETTINGS, source, out)
+    task = ScoringRequest((str(model),), str(model), 1, "cs", SETTINGS, source, out)
     cache_teacher_on_ray(task, ClusterSettings(engine="ray"), device, progress=progress, say=said.append)
     return said
 

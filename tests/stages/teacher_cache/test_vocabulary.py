@@ -147,7 +147,7 @@ def test_columns_without_a_token_and_tokens_without_a_column(tiny_whisper):
     """A projection that was padded has columns for no token; a cut one has none for the last tokens."""
     whisper = load_whisper(str(tiny_whisper), 1)
     size = len(whisper.tokenizer)
-    padded, cut = (Vocabulary(whisper.tokenizer, size + change, "it") for change in (3, -2))
+    padded, cut = (Vocabulary(whisper.tokenizer, size + change, "it", 448) for change in (3, -2))
     assert map_tokens(padded, cut).to_student.tolist() == [*range(size - 2), *[-1] * 5]
 
 
