@@ -124,7 +124,7 @@ class TrainingLoop:
     def _parts(self) -> list[str]:
         """Names what the loss is made of, and the mean gate."""
         distilled = ["kd"] if self.data.tail_V is not None else []
-        return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.student else [])]
+        return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.gated else [])]
 
     def _sum_gradients(self, parts: Losses, step: int, batches: list[Batch]) -> None:
         """Sums gradients over all processes. All end where one has a value that is not finite, before it reaches the others."""
@@ -156,7 +156,7 @@ class TrainingLoop:
         loss, parts = sums.total / positions, {"ce": sums.cross_entropy / positions}
         if batch.teacher is not None:
             parts["kd"] = sums.divergence / positions
-        if self.trainee.student:
+        if self.trainee.gated:
             mean, targets = self._gate_mean(routing.gates, batch)
             gate = self.objective.gate_loss(mean)
             loss = loss + self.objective.weighted_gate(gate, targets / positions)
@@ -172,7 +172,7 @@ class TrainingLoop:
 
         It is differentiable in this process' gates. A process without a batch takes part in the sum.
         """
-        if self.trainee.student is None:
+        if not self.trainee.gated:
             return torch.zeros(()), 0
         if batch is None:
             self.processes.others([0.0, 0.0, 0.0])

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
+from stages.shared.student.forms import Gates
 
 
 class TrainSettings(Settings):
@@ -52,10 +53,20 @@ class TrainSettings(Settings):
     gate_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the gates' input")
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; alpha rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
+    gates: Gates = Field(
+        "token",
+        description="what a gate decides for: each token, or the whole of its layer; none: the expert takes every token, "
+        "and the settings of gates have no part",
+    )
     expert_dropout: float = Field(0.3, ge=0, lt=1)
+    expert_rank: int | None = Field(
+        None, ge=1, description="train an expert as a change of this rank of each FFN matrix; null: as a full copy"
+    )
     lora_rank: int = Field(64, ge=1)
     lora_alpha: float = Field(64, gt=0, description="scales an adapter's product: lora_alpha / lora_rank")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="dropout on the input of adapters and of experts of low rank"
+    )
     validate_every: int | None = Field(None, ge=1, description="steps; null: at the end of each epoch")
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")

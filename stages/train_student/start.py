@@ -12,6 +12,7 @@ from stages.shared.methods import method_named
 from stages.shared.student import experts, lora
 from stages.shared.student.metadata import check_base
 from stages.shared.whisper.models import Whisper
+from stages.train_student.settings import TrainSettings
 
 # What a method trains -> whether a folder holds that, what reads its metadata, and the names of the two files
 KINDS = {
@@ -33,11 +34,11 @@ class Start:
         return sha256_file(self.weights)
 
 
-def find_start(source: str, method: str, base: Whisper) -> Start:
+def find_start(source: str, method: str, base: Whisper, settings: TrainSettings) -> Start:
     """Finds the expert or the adapter at `source` (a folder or a URL; of an expert also a hub id).
 
-    Raises PipelineError where there is none of the kind that `method` trains, or where it was trained with another base
-    or another audio window.
+    Raises PipelineError where there is none of the kind that `method` trains, where it was trained with another base or
+    another audio window, or where an expert's rank or gates are not those of `settings`.
     """
     trains = method_named(method).trains
     if trains == "all":
@@ -52,7 +53,25 @@ def find_start(source: str, method: str, base: Whisper) -> Start:
             f"train.start_from {source}: no {metadata_name} in it, which method {method} can begin from"
         )
     metadata = read(folder)
+    if trains == "experts":
+        _check_form(source, metadata, settings)
     # the fingerprint that is known need not be computed again
     if (base.fingerprint, base.audio_window_s) != (metadata["base_weights"], metadata["audio_window_s"]):
         check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
     return Start(folder, metadata, folder / weights_name)
+
+
+def _check_form(source: str, metadata: Mapping[str, Any], settings: TrainSettings) -> None:
+    """An expert of any rank can begin one of full rank: its change is added to the base's matrices."""
+    rank, gates = metadata["rank"], metadata["gates"]
+    if settings.expert_rank not in (None, rank):
+        stored = "at full rank" if rank is None else f"of rank {rank}"
+        raise PipelineError(
+            f"train.start_from {source}: the expert there is {stored}, train.expert_rank is {settings.expert_rank}: they "
+            "must agree, or train.expert_rank be null"
+        )
+    if settings.gates != gates:
+        raise PipelineError(
+            f"train.start_from {source}: the expert there has gates '{gates}', train.gates is '{settings.gates}': they must "
+            "agree"
+        )

@@ -4,10 +4,14 @@ After arXiv 2311.01070, section 3.1, and Zhang et al., ICLR 2021.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
+from stages.shared.student.config import DistilWhisperConfig
+from stages.shared.student.forms import ExpertForm
+from stages.shared.student.low_rank import LowRankLinear
 from stages.shared.student.routing import Router, Routing
 
 # Shapes: B rows of a batch, T positions, D model width
@@ -17,7 +21,7 @@ Rows = list[tuple[str, torch.Tensor | None]]  # an expert and the rows that use 
 class FeedForward(nn.Module):
     """Whisper's feed-forward block, `fc2(act(fc1(x)))`."""
 
-    def __init__(self, fc1: nn.Linear, fc2: nn.Linear, activation: Callable):
+    def __init__(self, fc1: nn.Linear | LowRankLinear, fc2: nn.Linear | LowRankLinear, activation: Callable):
         super().__init__()
         self.fc1, self.fc2 = fc1, fc2
         self.activation = activation
@@ -26,9 +30,17 @@ class FeedForward(nn.Module):
         """Takes and returns (..., D)."""
         return self.fc2(self.activation(self.fc1(x)))
 
-    def copy(self) -> "FeedForward":
-        """Returns a block with copies of the weights, which take gradients."""
-        return FeedForward(_copy(self.fc1), _copy(self.fc2), self.activation).train(self.training)
+    def trained(self, rank: int | None, dropout: float) -> "FeedForward":
+        """Returns a block that begins as this one and takes gradients. rank, dropout: see `LowRankLinear`.
+
+        rank: None gives copies of the weights.
+        """
+
+        def begun(layer: nn.Linear) -> nn.Linear | LowRankLinear:
+            return _copy(layer) if rank is None else LowRankLinear(layer, rank, dropout)
+
+        assert isinstance(self.fc1, nn.Linear) and isinstance(self.fc2, nn.Linear)
+        return FeedForward(begun(self.fc1), begun(self.fc2), self.activation).train(self.training)
 
 
 def _copy(linear: nn.Linear) -> nn.Linear:
@@ -49,6 +61,13 @@ class Gate(nn.Module):
         nn.init.zeros_(self.inner.bias)
         nn.init.zeros_(self.outer.weight)
 
+    def of_layer(self) -> "Gate":
+        """Makes the gate the same for all inputs: W1 = 0 and b1 = 1 are fixed, and G is the sum of w2, which is trained."""
+        nn.init.zeros_(self.inner.weight)
+        nn.init.ones_(self.inner.bias)
+        self.inner.requires_grad_(False)
+        return self
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Takes (..., D), returns logits (...)."""
         return self.outer(torch.relu(self.inner(self.dropout(x)))).squeeze(-1)
@@ -57,36 +76,42 @@ class Gate(nn.Module):
 class RoutedFeedForward(nn.Module):
     """Computes `y = g * expert(x) + (1 - g) * shared(x)` for each token. g is soft and noisy in training, else 0 or 1.
 
-    layer: the name under which gates are recorded. skip_gate: probability that a training step uses the shared block
-    alone. expert_dropout: on the expert's output. gate_dropout: on the gate's input. gate_dim: the gate's inner width.
+    An expert without a gate takes every token, in training as well.
+    layer: the name under which gates are recorded. options: skip_gate, expert_dropout, gate_dropout, gate_dim and
+    lora_dropout, see `DistilWhisperConfig`.
     """
 
-    def __init__(
-        self,
-        layer: str,
-        shared: FeedForward,
-        router: Router,
-        skip_gate: float,
-        expert_dropout: float,
-        gate_dropout: float,
-        gate_dim: int,
-    ):
+    def __init__(self, layer: str, shared: FeedForward, router: Router, options: DistilWhisperConfig):
         super().__init__()
         self.layer, self.router = layer, router
         self.shared = shared.requires_grad_(False)
         self.experts, self.gates = nn.ModuleDict(), nn.ModuleDict()
-        self.skip_gate, self.expert_dropout = skip_gate, nn.Dropout(expert_dropout)
-        self.gate_dropout, self.gate_dim = gate_dropout, gate_dim
+        self.skip_gate, self.expert_dropout = options.skip_gate, nn.Dropout(options.expert_dropout)
+        self.gate_dropout, self.gate_dim, self.lora_dropout = (
+            options.gate_dropout,
+            options.gate_dim,
+            options.lora_dropout,
+        )
         # This block replaces fc1 of a plain Whisper. An empty tensor is saved under the name of fc1's weight. Loading a
         # routed checkpoint as a plain Whisper therefore fails on the shape, instead of dropping the experts.
         self.register_buffer("weight", torch.empty(0))
 
-    def add_expert(self, language: str) -> None:
-        """Adds an expert, which begins as a copy of the shared block, and its gate."""
-        weight = self.shared.fc1.weight
-        self.experts[language] = self.shared.copy()
-        gate = Gate(self.shared.fc1.in_features, self.gate_dim, self.gate_dropout)
-        self.gates[language] = gate.to(weight.device, weight.dtype).train(self.training)
+    def add_expert(self, language: str, form: ExpertForm) -> None:
+        """Adds an expert, which begins as the shared block, and its gate."""
+        self.experts[language] = self.shared.trained(form.rank, self.lora_dropout)
+        if form.gates == "none":
+            return
+        fc1 = self.shared.fc1
+        assert isinstance(fc1, nn.Linear)
+        gate = Gate(fc1.in_features, self.gate_dim, self.gate_dropout)
+        gate = gate.of_layer() if form.gates == "layer" else gate
+        self.gates[language] = gate.to(fc1.weight.device, fc1.weight.dtype).train(self.training)
+
+    def drop_expert(self, language: str) -> None:
+        """Removes an expert and its gate."""
+        for modules in (self.experts, self.gates):
+            if language in modules:
+                del modules[language]
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Takes and returns (B, T, D). Takes the experts from the current routing, and records the gates (B, T) there."""
@@ -98,7 +123,8 @@ class RoutedFeedForward(nn.Module):
             routing.record(self.layer, torch.zeros(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device))
             return self.shared(x_BTD)
         rows = [(expert, None if asking is None else asking.to(x_BTD.device)) for expert, asking in rows]
-        return self._soft(x_BTD, rows, routing) if self.training else self._hard(x_BTD, rows, routing)
+        gated = any(expert in self.gates for expert, _ in rows)
+        return self._soft(x_BTD, rows, routing) if self.training and gated else self._hard(x_BTD, rows, routing)
 
     def _soft(self, x_BTD: torch.Tensor, rows: Rows, routing: Routing) -> torch.Tensor:
         logits_BT = self._logits(x_BTD, rows)
@@ -107,10 +133,12 @@ class RoutedFeedForward(nn.Module):
         routing.record(self.layer, gate_BT)
         shared_BTD = self.shared(x_BTD)
         if torch.rand(()).item() < self.skip_gate:
+            rows = [(expert, asking) for expert, asking in rows if expert not in self.gates]
+        if not rows:
             return shared_BTD
         expert_BTD = shared_BTD
         for expert, asking in rows:
-            part = self.expert_dropout(self.experts[expert](x_BTD if asking is None else x_BTD[asking]))
+            part = self._expert(expert, x_BTD if asking is None else x_BTD[asking])
             expert_BTD = part if asking is None else expert_BTD.index_put((asking,), part)
         return torch.lerp(shared_BTD, expert_BTD, gate_BT.unsqueeze(-1).to(shared_BTD.dtype))
 
@@ -122,23 +150,33 @@ class RoutedFeedForward(nn.Module):
         if count == 0:
             return self.shared(x_BTD)
         if count == tokens and len(rows) == 1:
-            return self.experts[rows[0][0]](x_BTD)
-        blocks: list[tuple[nn.Module, torch.Tensor]] = [(self.shared, ~chosen_BT)] if count < tokens else []
+            return self._expert(rows[0][0], x_BTD)
+        blocks: list[tuple[Callable, torch.Tensor]] = [(self.shared, ~chosen_BT)] if count < tokens else []
         for expert, asking in rows:
-            blocks.append((self.experts[expert], chosen_BT if asking is None else chosen_BT & asking[:, None]))
+            mask_BT = chosen_BT if asking is None else chosen_BT & asking[:, None]
+            blocks.append((partial(self._expert, expert), mask_BT))
         parts = [(mask_BT, block(x_BTD[mask_BT])) for block, mask_BT in blocks]
         y_BTD = torch.empty_like(x_BTD, dtype=parts[0][1].dtype)
         for mask_BT, through in parts:
             y_BTD[mask_BT] = through
         return y_BTD
 
+    def _expert(self, language: str, x: torch.Tensor) -> torch.Tensor:
+        """Returns the expert's output, with its dropout in training."""
+        return self.expert_dropout(self.experts[language](x))
+
     def _logits(self, x_BTD: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Returns the gates' logits, float32 (B, T); -inf in rows without an expert."""
+        """Returns the gates' logits, float32 (B, T); inf where the expert has no gate, -inf in rows without an expert."""
         logits_BT = x_BTD.new_full(x_BTD.shape[:2], -torch.inf, dtype=torch.float32)
         for expert, asking in rows:
+            own_BTD = x_BTD if asking is None else x_BTD[asking]
+            if expert in self.gates:
+                found_BT = self.gates[expert](own_BTD).float()
+            else:
+                found_BT = own_BTD.new_full(own_BTD.shape[:2], torch.inf, dtype=torch.float32)
             if asking is None:
-                return self.gates[expert](x_BTD).float()
-            logits_BT = logits_BT.index_put((asking,), self.gates[expert](x_BTD[asking]).float())
+                return found_BT
+            logits_BT = logits_BT.index_put((asking,), found_BT)
         return logits_BT
 
 

@@ -12,17 +12,23 @@ GATE_DIM = 64  # inner width of the gates, as published
 class DistilWhisperConfig(WhisperConfig):
     """Adds to Whisper's configuration the languages with an expert, and the options of `RoutedFeedForward`.
 
-    language_tokens: language -> the other language whose token stands for it in prompts.
+    language_tokens: language -> the other language whose token stands for it in prompts. expert_ranks: language -> rank, of
+    the experts that are held as a change of low rank. ungated: the languages whose expert has no gates.
+    skip_gate: probability that a training step uses the shared block alone. expert_dropout: on the expert's output.
+    gate_dropout: on the gate's input. gate_dim: the gate's inner width. lora_dropout: on the input of an expert's factors.
     """
 
     model_type = "distilwhisper"
 
     languages: list | None = None
     language_tokens: dict | None = None
+    expert_ranks: dict | None = None
+    ungated: list | None = None
     gate_dim: int = GATE_DIM
     skip_gate: float | int = 0.2
     expert_dropout: float | int = 0.3
     gate_dropout: float | int = 0.1
+    lora_dropout: float | int = 0.05
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Reads and writes experts on disk: `experts.safetensors` and `experts.json`, without the frozen model."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -10,8 +11,18 @@ from cache import files, storage
 from cache.errors import PipelineError
 from cache.progress import Progress, silent
 from cache.storage import AnyPath
+from stages.shared.student.forms import Gates
 from stages.shared.student.metadata import BASE_FIELDS, check_base, read_metadata
-from stages.shared.student.packing import Precision, Tensors, pack, unpack
+from stages.shared.student.packing import (
+    Precision,
+    Tensors,
+    expert_shapes,
+    gates_in,
+    merged,
+    pack,
+    rank_of,
+    unpack,
+)
 from stages.shared.student.published import (
     check_published_base,
     file_name,
@@ -65,17 +76,25 @@ def write_expert(
 ) -> None:
     """Writes an expert's weights, as `pack` stores them, and `metadata` (its base, window, training) beside them.
 
-    state: the expert's tensors by name. shared: the base's FFNs, by the same names.
+    state: the expert's tensors by name. shared: the base's FFNs, by the same names. rank: None stores the factors of an
+    expert that has them, else full matrices.
     Raises PipelineError, before anything is written, where `pack` refuses.
     """
+    own = rank_of(state)
+    if rank is None:
+        rank = own
+    elif rank != own:
+        state = merged(state, shared)
+    gates = gates_in(state)
     write_weights(folder / WEIGHTS, pack(state, shared, precision, rank, progress))
     header = {
         "format_version": FORMAT_VERSION,
         "language": language,
         "token": metadata.get("token", language),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(map(prod, expert_shapes(shared, gates != "none").values())),
         "precision": precision,
         "rank": rank,
+        "gates": gates,
     }
     files.write_json(
         folder / METADATA, header | {name: value for name, value in metadata.items() if name not in header}
@@ -87,7 +106,9 @@ def read_expert_metadata(folder: AnyPath) -> dict[str, Any]:
     metadata = read_metadata(folder / METADATA, READABLE, REQUIRED)
     if not isinstance(metadata.get("token", ""), str):
         raise PipelineError(f"{folder / METADATA}: token is {metadata['token']!r}, expected text")
-    return {"precision": "fp16", "rank": None, "token": metadata["language"], **metadata}
+    if (gates := metadata.get("gates", "token")) not in get_args(Gates):
+        raise PipelineError(f"{folder / METADATA}: gates is {gates!r}, expected one of {', '.join(get_args(Gates))}")
+    return {"precision": "fp16", "rank": None, "gates": "token", "token": metadata["language"], **metadata}
 
 
 def read_any_expert(
@@ -111,15 +132,22 @@ def read_any_expert(
 
 
 def read_expert(
-    folder: AnyPath, metadata: Mapping[str, Any], shared: Tensors, language: str | None = None
+    folder: AnyPath,
+    metadata: Mapping[str, Any],
+    shared: Tensors,
+    language: str | None = None,
+    factors: bool = False,
 ) -> StoredExpert:
     """Reads an expert in our layout, in float32.
 
     metadata: what `read_expert_metadata` returned. shared: the base's FFNs by the expert's names. language: the expected
-    code; None allows any. Raises PipelineError where the expert is for another language, or does not fit the base.
+    code; None allows any. factors: leave the matrices of an expert of low rank as their factors, to be trained further.
+    Raises PipelineError where the expert is for another language, or does not fit the base.
     """
     found = _expert_language(folder, [metadata["language"]], language)
-    state = unpack(read_weights(folder / WEIGHTS), shared, metadata["precision"], metadata["rank"], str(folder))
+    stored = (metadata["precision"], metadata["rank"])
+    weights = read_weights(folder / WEIGHTS)
+    state = unpack(weights, shared, *stored, str(folder), metadata["gates"] != "none", factors)
     return StoredExpert(found, metadata["token"] if metadata["token"] != found else None, state)
 
 

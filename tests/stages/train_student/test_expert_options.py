@@ -1,0 +1,114 @@
+"""The options of experts in training: rank and gates, from the command line to the metrics."""
+
+import json
+from pathlib import Path
+
+import pytest
+from makers import make_utterance_shards, run_captured
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+TRAIN = ["train-student", "--lang", "cs", "--method", "clsr"]
+SPLITS = {"train": 6, "validation": 2, "test": 2}
+
+
+@pytest.fixture
+def here(tiny_whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for split, rows in SPLITS.items():
+        make_utterance_shards(Path(f"data/utterances/cs/{split}"), [rows], split)
+    Path("params.yaml").write_text(
+        f"student: {tiny_whisper}\naudio_window_s: 1\ndevice: cpu\n"
+        "train: {batch_size: 4, accumulate: 1, max_steps: 3, max_validation: 1, dtype: fp32, log_every: 1}\n"
+    )
+    return tmp_path
+
+
+def curve() -> list[dict]:
+    rows = [json.loads(line) for line in Path("models/cs/clsr/curve.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def test_trained_at_low_rank_without_gates_it_is_evaluated_and_described(here, monkeypatch, capsys):
+    flags = ["--set", "train.expert_rank=4", "--set", "train.gates=none", "--set", "train.learning_rate=0.05"]
+    said = run_captured(monkeypatch, capsys, *flags, *TRAIN)
+    assert said[0] == 0, said
+    values = 4 * (2 * 4 * (32 + 64) + 32 + 64)
+    assert json.loads(Path("models/cs/clsr/training.json").read_text())["parameters"] == values
+    for row in curve():
+        assert not {"gate", "gate_mean"} & row.keys()
+        assert row["loss"] == row["ce"]
+    stored = load_file("models/cs/clsr/experts.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == values
+    assert all(tensor.any() for name, tensor in stored.items() if name.endswith(".left"))
+    assert run_captured(monkeypatch, capsys, "evaluate", "--lang", "cs", "--system", "clsr")[0] == 0
+    metrics = json.loads(Path("metrics/cs/clsr.json").read_text())
+    assert set(metrics["gates"].values()) == {1.0}
+    assert len(metrics["gates"]) == 4
+    status, out, _ = run_captured(monkeypatch, capsys, "experts", "info", "models/cs/clsr")
+    lines = out.splitlines()
+    assert status == 0
+    assert "  gates                none: the expert takes every token" in lines
+    assert "  stored as            fp16, rank 4" in lines
+    assert f"  parameters           {4 * (2 * 32 * 64 + 32 + 64):,}" in lines
+    compress = ["experts", "compress", "models/cs/clsr", "--out", "small", "--precision", "int8", "--rank", "4"]
+    status, _, said = run_captured(monkeypatch, capsys, *compress)
+    assert status == 0
+    kept = float(said.rpartition("; ")[2].split(" %")[0])
+    assert kept > 99
+    facts = json.loads(Path("small/experts.json").read_text())
+    assert (facts["gates"], facts["rank"], facts["compressed_from"]) == (
+        "none",
+        4,
+        {"precision": "fp16", "rank": 4},
+    )
+
+
+def test_the_checkpoint_is_as_small(here, monkeypatch, capsys):
+    """Of three tensors of each trained one and its step: no frozen weight, no gate."""
+    from stages.train_student import checkpoint
+
+    kept: list[Path] = []
+    write = checkpoint._write
+
+    def keep(folder, *others):
+        write(folder, *others)
+        kept.append((folder / checkpoint.NAME).rename(here / "kept.safetensors"))
+
+    monkeypatch.setattr(checkpoint, "_write", keep)
+    flags = ["--set", "train.expert_rank=4", "--set", "train.gates=none"]
+    assert run_captured(monkeypatch, capsys, *flags, *TRAIN)[0] == 0
+    with safe_open(kept[-1], "pt") as file:
+        names = [name for name in file.keys() if name.startswith("weights/")]  # noqa: SIM118 (not a dict)
+    endings = ("fc1.bias", "fc1.weight.left", "fc1.weight.right", "fc2.bias", "fc2.weight.left", "fc2.weight.right")
+    assert len(names) == 4 * len(endings)
+    assert all(name.endswith(endings) for name in names)
+
+
+def test_a_gate_of_a_layer_is_trained(here, monkeypatch, capsys):
+    flags = ["--set", "train.gates=layer", "--set", "train.learning_rate=0.05"]
+    assert run_captured(monkeypatch, capsys, *flags, *TRAIN)[0] == 0
+    assert all({"gate", "gate_mean"} <= row.keys() for row in curve())
+    stored = load_file("models/cs/clsr/experts.safetensors")
+    for name, tensor in stored.items():
+        if ".gate." in name:
+            part = name.partition(".gate.")[2]
+            assert tensor.any() == (part != "inner.weight"), name
+            assert part != "inner.bias" or (tensor == 1).all()
+    assert run_captured(monkeypatch, capsys, "evaluate", "--lang", "cs", "--system", "clsr")[0] == 0
+    assert set(json.loads(Path("metrics/cs/clsr.json").read_text())["gates"].values()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("train.expert_rank=33", "rank is 33, expected 1 to 32"),
+        ("train.expert_rank=0", "expert_rank"),
+        ("train.gates=some", "gates"),
+    ],
+)
+def test_what_cannot_be_is_one_line(flag, text, here, monkeypatch, capsys):
+    status, _, said = run_captured(monkeypatch, capsys, "--set", flag, *TRAIN)
+    assert status != 0
+    assert text in said.splitlines()[-1]
+    assert not Path("models/cs/clsr/progress.json").exists()
