@@ -9,15 +9,21 @@ from cache.errors import PipelineError
 from cache.files import sha256_file
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student import experts, lora
+from stages.shared.student import adapters, experts
 from stages.shared.student.metadata import check_base
+from stages.shared.student.sources import find_expert
 from stages.shared.whisper.models import Whisper
 from stages.train_student.settings import TrainSettings
 
 # What a method trains -> whether a folder holds that, what reads its metadata, and the names of the two files
 KINDS = {
     "experts": (experts.is_experts_folder, experts.read_expert_metadata, experts.METADATA, experts.WEIGHTS),
-    "adapter": (lora.is_lora_folder, lora.read_adapter_metadata, lora.METADATA, lora.WEIGHTS),
+    "adapter": (
+        adapters.is_lora_folder,
+        adapters.read_adapter_metadata,
+        adapters.METADATA,
+        adapters.WEIGHTS,
+    ),
 }
 
 
@@ -47,7 +53,7 @@ def find_start(source: str, method: str, base: Whisper, settings: TrainSettings)
             "model that it begins as by `student`"
         )
     known, read, metadata_name, weights_name = KINDS[trains]
-    folder = experts.find_expert(source, None) if trains == "experts" else storage.path(source)
+    folder = find_expert(source, None) if trains == "experts" else storage.path(source)
     if not known(folder):
         raise PipelineError(
             f"train.start_from {source}: no {metadata_name} in it, which method {method} can begin from"

@@ -11,10 +11,11 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student.clsr import RoutedFeedForward
 from stages.shared.student.config import DistilWhisperConfig
-from stages.shared.student.experts import StoredExpert, find_expert, read_any_expert, write_expert
+from stages.shared.student.experts import StoredExpert, write_expert
 from stages.shared.student.forms import FULL_EXPERT, ExpertForm
 from stages.shared.student.metadata import base_metadata
 from stages.shared.student.packing import Precision, check_choice, gates_in, misfit, rank_of
+from stages.shared.student.sources import Base, find_expert, read_any_expert
 from stages.shared.whisper.languages import language_code
 from stages.shared.whisper.targets import token_of, use_token
 from stages.shared.whisper.window import POSITIONS_PER_SECOND
@@ -67,14 +68,17 @@ class ExpertHolder(WhisperForConditionalGeneration):
         self.config.language_tokens = {other: token for other, token in tokens.items() if other != code} or None
 
     def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
-        """Adds an expert from a folder, a URL or the hub. Returns its language's code.
+        """Adds an expert from a folder, a URL or the hub. Returns its language's code. A LoRA adapter of the feed-forward
+        blocks is an expert without gates.
 
-        language: needed where `source` holds several experts (a published checkpoint). Raises PipelineError where the
-        expert does not fit this model, or was trained with other base weights or another audio window.
+        language: needed where `source` is for several languages (a published checkpoint, an adapter trained for several), or
+        names none (an adapter of another program). Raises PipelineError where the expert does not fit this model, or was
+        trained with other base weights or another audio window.
         """
         code = language and language_code(language)
         folder = find_expert(str(source), code)
-        expert = read_any_expert(folder, code, self.shared_state(), self.base_parameters(), self.audio_window_s)
+        base = Base(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
+        expert = read_any_expert(folder, code, self.shared_state(), base)
         return self.add_stored_expert(expert, str(folder))
 
     def add_stored_expert(self, expert: StoredExpert, source: str) -> str:

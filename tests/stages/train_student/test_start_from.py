@@ -10,8 +10,8 @@ from training import train_one
 
 from cache.errors import PipelineError
 from cache.files import read_json, sha256_file
+from stages.shared.student.adapters import WEIGHTS as ADAPTER
 from stages.shared.student.experts import WEIGHTS as EXPERTS
-from stages.shared.student.lora import WEIGHTS as ADAPTER
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.settings import TrainSettings
 
