@@ -45,7 +45,24 @@ class TrainSettings(Settings):
         description="leave out pseudo targets with a higher compression ratio: they repeat themselves",
     )
     gate_weight: float = Field(1.0, ge=0)
-    gate_budget: float = Field(0.5, ge=0, le=1)
+    gate_budget: float = Field(0.5, ge=0, le=1, description="the mean gate that the gate loss asks for")
+    gate_budget_start: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the budget at the first step; it moves linearly to gate_budget; null: it is constant",
+    )
+    gate_start: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="the value that gates begin at; near 1 the experts are trained at full strength at first",
+    )
+    gate_training: Literal["soft", "hard"] = Field(
+        "soft",
+        description="soft: training mixes shared block and expert; hard: each token takes one of them, as at inference, and "
+        "the gates are trained by the gradient of the soft gate (straight-through)",
+    )
     gate_positions: Literal["real", "all"] = Field(
         "real",
         description="which gates the budget counts; all: also those of padding, in the window and after the transcript",

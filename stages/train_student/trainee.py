@@ -27,7 +27,8 @@ from stages.train_student.settings import TrainSettings
 from stages.train_student.start import Start
 
 # Shapes: B rows, T decoder positions, D width of the decoder.
-OPTIONS = ("skip_gate", "expert_dropout", "gate_dropout", "lora_dropout")  # settings that the experts' layers take
+# settings that the experts' layers take
+OPTIONS = ("skip_gate", "expert_dropout", "gate_dropout", "gate_training", "lora_dropout")
 
 
 class Trainee:
@@ -55,7 +56,7 @@ class Trainee:
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
             options = {name: getattr(settings, name) for name in OPTIONS}
-            form = ExpertForm(settings.expert_rank, settings.gates)
+            form = ExpertForm(settings.expert_rank, settings.gates, settings.gate_start)
             self.student = DistilWhisperForConditionalGeneration.from_whisper(
                 whisper.model, self.languages, form, **options
             )

@@ -3,6 +3,7 @@
 After arXiv 2311.01070, section 3.1, and Zhang et al., ICLR 2021.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -51,22 +52,25 @@ def _copy(linear: nn.Linear) -> nn.Linear:
 
 
 class Gate(nn.Module):
-    """Computes the gate's logit `G = w2 . relu(W1 x + b1)`. w2 has no bias and begins as 0, so that G = 0."""
+    """Computes the gate's logit `G = w2 . relu(W1 x + b1)`. w2 has no bias and begins as 0, so that G = 0.
 
-    def __init__(self, dim: int, inner: int, dropout: float):
+    of_layer: the gate is the same for all inputs. W1 = 0 and b1 = 1 are fixed, and G is the sum of w2, which is trained.
+    start: the value that the gate begins at. Other than 0.5 it takes b1 = 1 and equal w2: exact in a gate of a layer, else
+    up to W1 x, which is small.
+    """
+
+    def __init__(self, dim: int, inner: int, dropout: float, of_layer: bool = False, start: float = 0.5):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.inner, self.outer = nn.Linear(dim, inner), nn.Linear(inner, 1, bias=False)
         nn.init.normal_(self.inner.weight, std=0.01)
         nn.init.zeros_(self.inner.bias)
-        nn.init.zeros_(self.outer.weight)
-
-    def of_layer(self) -> "Gate":
-        """Makes the gate the same for all inputs: W1 = 0 and b1 = 1 are fixed, and G is the sum of w2, which is trained."""
-        nn.init.zeros_(self.inner.weight)
-        nn.init.ones_(self.inner.bias)
-        self.inner.requires_grad_(False)
-        return self
+        nn.init.constant_(self.outer.weight, math.log(start / (1 - start)) / inner)
+        if of_layer or start != 0.5:
+            nn.init.ones_(self.inner.bias)
+        if of_layer:
+            nn.init.zeros_(self.inner.weight)
+            self.inner.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Takes (..., D), returns logits (...)."""
@@ -77,8 +81,8 @@ class RoutedFeedForward(nn.Module):
     """Computes `y = g * expert(x) + (1 - g) * shared(x)` for each token. g is soft and noisy in training, else 0 or 1.
 
     An expert without a gate takes every token, in training as well.
-    layer: the name under which gates are recorded. options: skip_gate, expert_dropout, gate_dropout, gate_dim and
-    lora_dropout, see `DistilWhisperConfig`.
+    layer: the name under which gates are recorded. options: skip_gate, expert_dropout, gate_dropout, gate_dim,
+    gate_training and lora_dropout, see `DistilWhisperConfig`.
     """
 
     def __init__(self, layer: str, shared: FeedForward, router: Router, options: DistilWhisperConfig):
@@ -87,6 +91,7 @@ class RoutedFeedForward(nn.Module):
         self.shared = shared.requires_grad_(False)
         self.experts, self.gates = nn.ModuleDict(), nn.ModuleDict()
         self.skip_gate, self.expert_dropout = options.skip_gate, nn.Dropout(options.expert_dropout)
+        self.hard_training = options.gate_training == "hard"
         self.gate_dropout, self.gate_dim, self.lora_dropout = (
             options.gate_dropout,
             options.gate_dim,
@@ -103,8 +108,7 @@ class RoutedFeedForward(nn.Module):
             return
         fc1 = self.shared.fc1
         assert isinstance(fc1, nn.Linear)
-        gate = Gate(fc1.in_features, self.gate_dim, self.gate_dropout)
-        gate = gate.of_layer() if form.gates == "layer" else gate
+        gate = Gate(fc1.in_features, self.gate_dim, self.gate_dropout, form.gates == "layer", form.gate_start)
         self.gates[language] = gate.to(fc1.weight.device, fc1.weight.dtype).train(self.training)
 
     def drop_expert(self, language: str) -> None:
@@ -128,7 +132,10 @@ class RoutedFeedForward(nn.Module):
 
     def _soft(self, x_BTD: torch.Tensor, rows: Rows, routing: Routing) -> torch.Tensor:
         logits_BT = self._logits(x_BTD, rows)
-        gate_BT = torch.sigmoid(logits_BT + routing.noise * torch.randn_like(logits_BT))
+        noisy_BT = logits_BT + routing.noise * torch.randn_like(logits_BT)
+        gate_BT = torch.sigmoid(noisy_BT)
+        if self.hard_training:  # straight-through: the value of the decision, the gradient of the sigmoid
+            gate_BT = (noisy_BT >= 0).float() + (gate_BT - gate_BT.detach())
         gate_BT = gate_BT.masked_fill(logits_BT == -torch.inf, 0)
         routing.record(self.layer, gate_BT)
         shared_BTD = self.shared(x_BTD)

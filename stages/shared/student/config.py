@@ -16,6 +16,7 @@ class DistilWhisperConfig(WhisperConfig):
     the experts that are held as a change of low rank. ungated: the languages whose expert has no gates.
     skip_gate: probability that a training step uses the shared block alone. expert_dropout: on the expert's output.
     gate_dropout: on the gate's input. gate_dim: the gate's inner width. lora_dropout: on the input of an expert's factors.
+    gate_training: soft mixes the blocks while it trains; hard takes one of them, as at inference.
     """
 
     model_type = "distilwhisper"
@@ -28,6 +29,7 @@ class DistilWhisperConfig(WhisperConfig):
     skip_gate: float | int = 0.2
     expert_dropout: float | int = 0.3
     gate_dropout: float | int = 0.1
+    gate_training: str = "soft"
     lora_dropout: float | int = 0.05
 
 

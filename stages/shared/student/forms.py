@@ -10,11 +10,13 @@ Gates = Literal["token", "layer", "none"]
 class ExpertForm:
     """rank: of the change of each FFN matrix; None: full copies of the matrices.
 
-    gates: they decide for each token, or for the whole of their layer; none: the expert takes every token.
+    gates: they decide for each token, or for the whole of their layer; none: the expert takes every token. gate_start: the
+    value of a fresh gate, between 0 and 1; at 0.5 it begins as published.
     """
 
     rank: int | None = None
     gates: Gates = "token"
+    gate_start: float = 0.5
 
 
 FULL_EXPERT = ExpertForm()

@@ -60,11 +60,11 @@ class DistilWhisperForConditionalGeneration(ExpertHolder):
         model: WhisperForConditionalGeneration,
         languages: Sequence[str] = (),
         form: ExpertForm = FULL_EXPERT,
-        **options: float,
+        **options: float | str,
     ) -> "DistilWhisperForConditionalGeneration":
         """Returns `model` with a new expert for each of `languages`. The frozen weights are the tensors of `model` itself.
 
-        options: skip_gate, expert_dropout, gate_dropout, gate_dim, lora_dropout (see DistilWhisperConfig).
+        options: skip_gate, expert_dropout, gate_dropout, gate_dim, gate_training, lora_dropout (see DistilWhisperConfig).
         """
         given = {**model.config.to_dict(), **options}
         given = {name: value for name, value in given.items() if name not in ("model_type", "architectures")}

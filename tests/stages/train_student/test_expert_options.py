@@ -99,12 +99,35 @@ def test_a_gate_of_a_layer_is_trained(here, monkeypatch, capsys):
     assert set(json.loads(Path("metrics/cs/clsr.json").read_text())["gates"].values()) <= {0.0, 1.0}
 
 
+def test_the_budget_is_reached_from_above(here, monkeypatch, capsys):
+    """L_gate = |mean gate - budget|, and the budget of step n of 4 is 1 + n / 4 (0.2 - 1)."""
+    flags = [f"train.{name}" for name in ("gate_budget_start=1", "gate_budget=0.2", "max_steps=4", "gate_start=0.7")]
+    assert run_captured(monkeypatch, capsys, *(word for flag in flags for word in ("--set", flag)), *TRAIN)[0] == 0
+    rows = curve()
+    budgets = [1 + number / 4 * (0.2 - 1) for number in range(4)]
+    assert [row["gate"] for row in rows] == pytest.approx(
+        [abs(row["gate_mean"] - budget) for row, budget in zip(rows, budgets, strict=True)], abs=1e-6
+    )
+    assert rows[0]["gate_mean"] == pytest.approx(0.7, abs=0.02)
+
+
+def test_the_gates_of_hard_training_are_decisions(here, monkeypatch, capsys):
+    """Planted: gates that begin open and meet no noise at the first step are all 1; soft ones are 0.7."""
+    for training, mean in (("hard", 1.0), ("soft", 0.7)):
+        flags = [f"train.gate_training={training}", "train.gate_start=0.7", "train.max_steps=1"]
+        words = [word for flag in flags for word in ("--set", flag)]
+        assert run_captured(monkeypatch, capsys, *words, *TRAIN, "--restart")[0] == 0
+        assert curve()[0]["gate_mean"] == pytest.approx(mean, abs=0.02 if mean < 1 else 1e-9)
+
+
 @pytest.mark.parametrize(
     ("flag", "text"),
     [
         ("train.expert_rank=33", "rank is 33, expected 1 to 32"),
         ("train.expert_rank=0", "expert_rank"),
         ("train.gates=some", "gates"),
+        ("train.gate_start=1", "gate_start"),
+        ("train.gate_budget_start=2", "gate_budget_start"),
     ],
 )
 def test_what_cannot_be_is_one_line(flag, text, here, monkeypatch, capsys):

@@ -10,13 +10,16 @@ from makers import make_tiny_whisper
 from safetensors.torch import load_file
 
 from cache.errors import PipelineError
+from stages.shared.student.clsr import FeedForward, Gate, RoutedFeedForward
+from stages.shared.student.config import DistilWhisperConfig
 from stages.shared.student.experts import METADATA, WEIGHTS, read_expert, read_expert_metadata, shared_of
-from stages.shared.student.forms import ExpertForm
+from stages.shared.student.forms import FULL_EXPERT, ExpertForm
 from stages.shared.student.loading import load_model
 from stages.shared.student.lora import add_lora
 from stages.shared.student.low_rank import LowRankLinear
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
 from stages.shared.student.packing import pack
+from stages.shared.student.routing import Router, Routing
 from stages.shared.whisper.models import Whisper, load_whisper
 
 LIKE_LORA = ExpertForm(rank=3, gates="none")
@@ -254,3 +257,56 @@ def test_gates_that_are_not_what_the_metadata_says(gates, text, tiny_whisper, tm
     (tmp_path / "expert" / METADATA).write_text(json.dumps({**facts, "gates": gates}))
     with pytest.raises(PipelineError, match=text):
         Student.from_whisper(whisper.model).load_expert(tmp_path / "expert")
+
+
+# Gates that begin open, and gates that are trained as they run
+
+
+@pytest.mark.parametrize("start", [0.95, 0.2])
+@pytest.mark.parametrize("of_layer", [True, False])
+def test_a_gate_begins_where_it_is_told(start, of_layer):
+    """Exactly for a gate of a layer; for one of tokens as far as W1 x is small. Both learn from their first step."""
+    torch.manual_seed(0)
+    gate = Gate(512, 64, 0.1, of_layer, start).eval()
+    x = torch.randn(40, 512)
+    values = torch.sigmoid(gate(x))
+    torch.testing.assert_close(values, torch.full_like(values, start), atol=1e-6 if of_layer else 0.02, rtol=0)
+    gate(x).sum().backward()
+    assert gate.outer.weight.grad.abs().min() > 0
+    assert (gate.inner.weight.grad is None) == of_layer
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_hard_training_computes_what_inference_does(noise):
+    """The value is that of one block or the other; the gradient of the gates is the sigmoid's."""
+    found = {}
+    for training in ("soft", "hard"):
+        torch.manual_seed(0)
+        shared = FeedForward(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8), torch.nn.functional.gelu)
+        options = DistilWhisperConfig(skip_gate=0.0, expert_dropout=0.0, gate_dropout=0.0, gate_training=training)
+        routed = RoutedFeedForward("encoder.layers.0", shared, Router(), options)
+        routed.add_expert("cs", FULL_EXPERT)
+        with torch.no_grad():
+            for parameter in [*routed.experts.parameters(), *routed.gates.parameters()]:
+                parameter += 0.5 * torch.randn(parameter.shape)
+        x = torch.randn(2, 25, 8)
+        with routed.router.use(Routing("cs", noise=noise)) as routing:
+            y = routed.train()(x)
+            (gate_BT,) = routing.gates["encoder.layers.0"]
+            y.square().sum().backward()
+        found[training] = routed, x, y, gate_BT
+    (_, x, _, soft_BT), (hard, same, y, hard_BT) = found["soft"], found["hard"]
+    assert torch.equal(x, same)
+    chosen = soft_BT >= 0.5
+    assert torch.equal(hard_BT.detach(), chosen.float())
+    assert 0.05 < chosen.float().mean() < 0.95
+    expected = torch.where(chosen[..., None], hard.experts["cs"](x), hard.shared(x))
+    torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-5)
+    if not noise:
+        with hard.router.use(Routing("cs")):
+            torch.testing.assert_close(hard.eval()(x), y, atol=1e-6, rtol=1e-5)
+    # dL/dG = dL/dy (expert - shared) g (1 - g), with the g that was drawn
+    slope = soft_BT * (1 - soft_BT) * (2 * y * (hard.experts["cs"](x) - hard.shared(x))).sum(-1)
+    gate = hard.gates["cs"]
+    inner = torch.relu(gate.inner(x))
+    torch.testing.assert_close(gate.outer.weight.grad[0], (slope[..., None] * inner).sum((0, 1)), atol=1e-4, rtol=1e-4)
