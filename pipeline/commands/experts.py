@@ -115,6 +115,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "source" in found:
         yield "source", f"{found['source']}, base {'checked' if found.get('base_checked') else 'not checked'}"
     yield "parameters", f"{found['parameters']:,}" if isinstance(found.get("parameters"), int) else "not known"
+    yield "layers", "all" if found["layers"] is None else ", ".join(found["layers"])
     yield "gates", GATES[found["gates"]]
     yield "stored as", _stored_as(found)
     yield "bytes", f"{found['bytes']:,}, {_share(found)}"

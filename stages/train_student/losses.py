@@ -156,6 +156,8 @@ def gate_sum(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sum of the gates over all layers and real positions, and their number. Masks (B, T) are true at real ones."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
-    parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
+    # a layer without an expert records that no token took one: it has no gate
+    gated = {layer: calls for layer, calls in gates.items() if calls[0].is_floating_point()}
+    parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gated.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()
     return total, torch.stack([mask_BT.sum() for _, mask_BT in parts]).sum()

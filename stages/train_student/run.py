@@ -29,7 +29,7 @@ from stages.train_student.loop import Losses, TrainingLoop
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
-from stages.train_student.start import find_start
+from stages.train_student.start import chosen_layers, find_start
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Clip, Validation, validate_languages, validation_clips
 
@@ -126,6 +126,7 @@ class _Run:
         self.dtype = compute_dtype(settings.dtype, execution.device, training=True)
         if method_named(method).trains == "experts":
             check_choice(shared_of(base.model), "fp16", settings.expert_rank)
+            chosen_layers(settings.expert_layers, shared_of(base.model))
         self.start = find_start(settings.start_from, method, base, settings) if settings.start_from else None
 
     def result(self) -> dict[str, Any]:

@@ -76,6 +76,9 @@ class TrainSettings(Settings):
         "and the settings of gates have no part",
     )
     expert_dropout: float = Field(0.3, ge=0, lt=1)
+    expert_layers: Literal["all", "encoder", "decoder"] | list[str] = Field(
+        "all", description="the layers that have an expert; a list has names such as encoder.layers.0"
+    )
     expert_rank: int | None = Field(
         None, ge=1, description="train an expert as a change of this rank of each FFN matrix; null: as a full copy"
     )

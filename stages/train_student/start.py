@@ -11,6 +11,7 @@ from cache.storage import AnyPath
 from stages.shared.methods import method_named
 from stages.shared.student import adapters, experts
 from stages.shared.student.metadata import check_base
+from stages.shared.student.packing import Tensors, layers_in
 from stages.shared.student.sources import find_expert
 from stages.shared.whisper.models import Whisper
 from stages.train_student.settings import TrainSettings
@@ -60,14 +61,31 @@ def find_start(source: str, method: str, base: Whisper, settings: TrainSettings)
         )
     metadata = read(folder)
     if trains == "experts":
-        _check_form(source, metadata, settings)
+        layers = chosen_layers(settings.expert_layers, experts.shared_of(base.model))
+        _check_form(source, metadata, settings, layers)
     # the fingerprint that is known need not be computed again
     if (base.fingerprint, base.audio_window_s) != (metadata["base_weights"], metadata["audio_window_s"]):
         check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
     return Start(folder, metadata, folder / weights_name)
 
 
-def _check_form(source: str, metadata: Mapping[str, Any], settings: TrainSettings) -> None:
+def chosen_layers(chosen: str | list[str], shared: Tensors) -> tuple[str, ...] | None:
+    """Returns the layers that `train.expert_layers` names; None for all. Raises PipelineError for one that there is not."""
+    there = layers_in(shared)
+    if isinstance(chosen, str):
+        found = [name for name in there if chosen in ("all", name.split(".")[0])]
+    elif unknown := set(chosen) - set(there):
+        raise PipelineError(f"train.expert_layers: '{min(unknown)}' is no layer: expected some of {', '.join(there)}")
+    else:
+        found = [name for name in there if name in chosen]
+    if not found:
+        raise PipelineError("train.expert_layers is empty: expected at least one layer")
+    return None if len(found) == len(there) else tuple(found)
+
+
+def _check_form(
+    source: str, metadata: Mapping[str, Any], settings: TrainSettings, layers: tuple[str, ...] | None
+) -> None:
     """An expert of any rank can begin one of full rank: its change is added to the base's matrices."""
     rank, gates = metadata["rank"], metadata["gates"]
     if settings.expert_rank not in (None, rank):
@@ -75,6 +93,12 @@ def _check_form(source: str, metadata: Mapping[str, Any], settings: TrainSetting
         raise PipelineError(
             f"train.start_from {source}: the expert there is {stored}, train.expert_rank is {settings.expert_rank}: they "
             "must agree, or train.expert_rank be null"
+        )
+    if (stored_layers := metadata["layers"]) != (layers and list(layers)):
+        there = "all layers" if stored_layers is None else ", ".join(stored_layers)
+        raise PipelineError(
+            f"train.start_from {source}: the expert there is for {there}, train.expert_layers is {settings.expert_layers}: "
+            "they must agree"
         )
     if settings.gates != gates:
         raise PipelineError(

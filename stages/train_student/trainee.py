@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student.experts import read_expert, write_expert
+from stages.shared.student.experts import read_expert, shared_of, write_expert
 from stages.shared.student.forms import ExpertForm
 from stages.shared.student.lora import add_lora, load_lora_weights, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
@@ -24,7 +24,7 @@ from stages.shared.whisper.targets import token_of
 from stages.shared.whisper.weights import write_weights
 from stages.shared.whisper.window import cut_audio_window, restore_audio_window
 from stages.train_student.settings import TrainSettings
-from stages.train_student.start import Start
+from stages.train_student.start import Start, chosen_layers
 
 # Shapes: B rows, T decoder positions, D width of the decoder.
 # settings that the experts' layers take
@@ -56,7 +56,8 @@ class Trainee:
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
             options = {name: getattr(settings, name) for name in OPTIONS}
-            form = ExpertForm(settings.expert_rank, settings.gates, settings.gate_start)
+            layers = chosen_layers(settings.expert_layers, shared_of(whisper.model))
+            form = ExpertForm(settings.expert_rank, settings.gates, settings.gate_start, layers)
             self.student = DistilWhisperForConditionalGeneration.from_whisper(
                 whisper.model, self.languages, form, **options
             )

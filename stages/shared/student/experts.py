@@ -17,6 +17,8 @@ from stages.shared.student.packing import (
     Tensors,
     expert_shapes,
     gates_in,
+    in_layers,
+    layers_in,
     merged,
     pack,
     rank_of,
@@ -59,6 +61,9 @@ def write_expert(
     expert that has them, else full matrices.
     Raises PipelineError, before anything is written, where `pack` refuses.
     """
+    layers = layers_in(state)
+    whole = set(layers) >= set(layers_in(shared))
+    shared = in_layers(shared, layers)
     own = rank_of(state)
     if rank is None:
         rank = own
@@ -74,6 +79,7 @@ def write_expert(
         "precision": precision,
         "rank": rank,
         "gates": gates,
+        "layers": None if whole else list(layers),
     }
     files.write_json(
         folder / METADATA, header | {name: value for name, value in metadata.items() if name not in header}
@@ -87,7 +93,17 @@ def read_expert_metadata(folder: AnyPath) -> dict[str, Any]:
         raise PipelineError(f"{folder / METADATA}: token is {metadata['token']!r}, expected text")
     if (gates := metadata.get("gates", "token")) not in get_args(Gates):
         raise PipelineError(f"{folder / METADATA}: gates is {gates!r}, expected one of {', '.join(get_args(Gates))}")
-    return {"precision": "fp16", "rank": None, "gates": "token", "token": metadata["language"], **metadata}
+    layers = metadata.get("layers")
+    if layers is not None and not (layers and isinstance(layers, list) and all(isinstance(one, str) for one in layers)):
+        raise PipelineError(f"{folder / METADATA}: layers is {layers!r}, expected names of layers")
+    return {
+        "precision": "fp16",
+        "rank": None,
+        "gates": "token",
+        "layers": None,
+        "token": metadata["language"],
+        **metadata,
+    }
 
 
 def read_expert(
@@ -106,6 +122,10 @@ def read_expert(
     found = expert_language(folder, [metadata["language"]], language)
     stored = (metadata["precision"], metadata["rank"])
     weights = read_weights(folder / WEIGHTS)
+    if metadata["layers"] is not None:
+        if unknown := set(metadata["layers"]) - set(layers_in(shared)):
+            raise PipelineError(f"{folder}: it is for {min(unknown)}, a layer that this model does not have")
+        shared = in_layers(shared, metadata["layers"])
     state = unpack(weights, shared, *stored, str(folder), metadata["gates"] != "none", factors)
     return StoredExpert(found, metadata["token"] if metadata["token"] != found else None, state)
 

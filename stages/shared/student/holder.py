@@ -14,7 +14,7 @@ from stages.shared.student.config import DistilWhisperConfig
 from stages.shared.student.experts import StoredExpert, write_expert
 from stages.shared.student.forms import FULL_EXPERT, ExpertForm
 from stages.shared.student.metadata import base_metadata
-from stages.shared.student.packing import Precision, check_choice, gates_in, misfit, rank_of
+from stages.shared.student.packing import Precision, check_choice, gates_in, layers_in, misfit, rank_of
 from stages.shared.student.sources import Base, find_expert, read_any_expert
 from stages.shared.whisper.languages import language_code
 from stages.shared.whisper.targets import token_of, use_token
@@ -45,8 +45,8 @@ class ExpertHolder(WhisperForConditionalGeneration):
         if language in self.languages:
             raise PipelineError(f"there is already an expert for '{language}'")
         check_choice(self.shared_state(), "fp16", form.rank)
-        for routed in self.routed.values():
-            routed.add_expert(language, form)
+        for layer in form.layers or self.routed:
+            self.routed[layer].add_expert(language, form)
         self._record(language, form)
         return [parameter for parameter in self.expert_state(language).values() if parameter.requires_grad]
 
@@ -56,6 +56,11 @@ class ExpertHolder(WhisperForConditionalGeneration):
         ungated = [name for name in self.config.ungated or [] if name != language]
         self.config.languages = [*(name for name in self.languages if name != language), *([language] if form else [])]
         self.config.expert_ranks = {**others, **({language: form.rank} if form and form.rank else {})} or None
+        layers = {name: own for name, own in (self.config.expert_layers or {}).items() if name != language}
+        self.config.expert_layers = {
+            **layers,
+            **({language: list(form.layers)} if form and form.layers else {}),
+        } or None
         self.config.ungated = [*ungated, *([language] if form and form.gates == "none" else [])] or None
 
     def drop_expert(self, language: str) -> None:
@@ -138,12 +143,16 @@ class ExpertHolder(WhisperForConditionalGeneration):
 
     def load_expert_state(self, language: str, state: Mapping[str, torch.Tensor], source: str) -> None:
         """Adds the expert and copies `state` into it. Raises PipelineError, without the expert, where it does not fit."""
-        self.add_expert(language, ExpertForm(rank_of(state), gates_in(state)))
+        self.add_expert(language, ExpertForm(rank_of(state), gates_in(state), layers=self._some(layers_in(state))))
         try:
             self.copy_into_expert(language, state, source)
         except PipelineError:
             self.drop_expert(language)
             raise
+
+    def _some(self, layers: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Returns None for all layers of the model. Layers that it does not have are left out: their tensors do not fit."""
+        return None if set(layers) >= self.routed.keys() else tuple(name for name in layers if name in self.routed)
 
     def copy_into_expert(self, language: str, state: Mapping[str, torch.Tensor], source: str) -> None:
         """Copies `state`, read from `source`. Raises PipelineError naming the first tensor that does not fit."""

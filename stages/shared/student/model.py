@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from cache.errors import PipelineError
 from stages.shared.student.clsr import FeedForward, RoutedFeedForward, shared_name
 from stages.shared.student.config import DistilWhisperConfig, DistilWhisperOutput
-from stages.shared.student.forms import FULL_EXPERT, ExpertForm
+from stages.shared.student.forms import FULL_EXPERT, ExpertForm, Gates
 from stages.shared.student.holder import ExpertHolder
 from stages.shared.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.shared.whisper.languages import language_code
@@ -42,10 +42,12 @@ class DistilWhisperForConditionalGeneration(ExpertHolder):
         for side, part in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
             for number, layer in enumerate(part.layers):
                 self._replace(f"{side}.layers.{number}", layer)
-        ranks, ungated = config.expert_ranks or {}, config.ungated or []
+        ranks, ungated, layers = config.expert_ranks or {}, config.ungated or [], config.expert_layers or {}
         languages, config.languages = config.languages or [], []
         for language in languages:
-            self.add_expert(language, ExpertForm(ranks.get(language), "none" if language in ungated else "token"))
+            gates: Gates = "none" if language in ungated else "token"
+            own = tuple(layers[language]) if language in layers else None
+            self.add_expert(language, ExpertForm(ranks.get(language), gates, layers=own))
 
     def _replace(self, name: str, layer: Any) -> None:
         """Puts a routed block in the place of fc1: a Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""

@@ -4,7 +4,7 @@ That is the values, or the difference from the shared block, in 8 bits and/or of
 low rank has the two factors of the difference in place of each matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -115,6 +115,16 @@ def rank_of(state: Tensors) -> int | None:
     return next((tensor.shape[1] for name, tensor in state.items() if name.endswith(FACTORS[0])), None)
 
 
+def layers_in(state: Tensors) -> tuple[str, ...]:
+    """Returns the layers that `state` has tensors of, such as `encoder.layers.0`."""
+    return tuple(dict.fromkeys(".".join(name.split(".")[:3]) for name in state))
+
+
+def in_layers(shared: Tensors, layers: Collection[str]) -> dict[str, torch.Tensor]:
+    """Returns the tensors of these layers alone."""
+    return {name: tensor for name, tensor in shared.items() if ".".join(name.split(".")[:3]) in layers}
+
+
 def gates_in(state: Tensors) -> Gates:
     """Returns what the gates in `state` decide for. Those of a layer have W1 = 0: they see no token."""
     weights = [tensor for name, tensor in state.items() if name.endswith(".gate.inner.weight")]
@@ -184,7 +194,7 @@ def not_finite(tensors: Tensors) -> str:
 def kept(state: Tensors, stored: Tensors, shared: Tensors) -> float:
     """Returns the share of the training's change that is kept: 1 - |stored - state|^2 / |state - shared|^2 over all FFNs."""
     changed = lost = 0.0
-    for name, frozen in shared.items():
+    for name, frozen in in_layers(shared, layers_in(state)).items():
         changed += (state[name].float() - frozen.float()).square().sum().item()
         lost += (state[name].float() - stored[name].float()).square().sum().item()
     return 1 - lost / changed if changed else 1.0

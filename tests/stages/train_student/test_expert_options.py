@@ -120,6 +120,28 @@ def test_the_gates_of_hard_training_are_decisions(here, monkeypatch, capsys):
         assert curve()[0]["gate_mean"] == pytest.approx(mean, abs=0.02 if mean < 1 else 1e-9)
 
 
+def test_experts_in_the_decoder_alone(here, monkeypatch, capsys):
+    """The mean gate is over the layers that have one; a student begins from an expert of the same layers only."""
+    flags = ["--set", "train.expert_layers=decoder", "--set", "train.gate_start=0.9", "--set", "train.max_steps=1"]
+    assert run_captured(monkeypatch, capsys, *flags, *TRAIN)[0] == 0
+    assert curve()[0]["gate_mean"] == pytest.approx(0.9, abs=0.02)
+    stored = load_file("models/cs/clsr/experts.safetensors")
+    assert {name.split(".")[0] for name in stored} == {"decoder"}
+    assert run_captured(monkeypatch, capsys, "evaluate", "--lang", "cs", "--system", "clsr")[0] == 0
+    shares = json.loads(Path("metrics/cs/clsr.json").read_text())["gates"]
+    assert {name.split(".")[0] for name, share in shares.items() if share} == {"decoder"}
+    out = run_captured(monkeypatch, capsys, "experts", "info", "models/cs/clsr")[1]
+    assert "  layers               decoder.layers.0, decoder.layers.1" in out.splitlines()
+    small = ["experts", "compress", "models/cs/clsr", "--out", "small", "--precision", "int8", "--rank", "4"]
+    assert run_captured(monkeypatch, capsys, *small)[0] == 0
+    assert json.loads(Path("small/experts.json").read_text())["layers"] == ["decoder.layers.0", "decoder.layers.1"]
+    begin = [*TRAIN, "--start-from", "small", "--restart"]
+    assert run_captured(monkeypatch, capsys, *flags, *begin)[0] == 0
+    status, _, said = run_captured(monkeypatch, capsys, *begin)
+    assert status == 1
+    assert "is for decoder.layers.0, decoder.layers.1, train.expert_layers is all: they must agree" in said
+
+
 @pytest.mark.parametrize(
     ("flag", "text"),
     [
@@ -127,6 +149,9 @@ def test_the_gates_of_hard_training_are_decisions(here, monkeypatch, capsys):
         ("train.expert_rank=0", "expert_rank"),
         ("train.gates=some", "gates"),
         ("train.gate_start=1", "gate_start"),
+        ("train.expert_layers=[encoder.layers.7]", "'encoder.layers.7' is no layer: expected some of encoder.layers.0"),
+        ("train.expert_layers=[]", "expert_layers is empty"),
+        ("train.expert_layers=some", "expert_layers"),
         ("train.gate_budget_start=2", "gate_budget_start"),
     ],
 )

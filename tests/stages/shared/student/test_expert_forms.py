@@ -310,3 +310,40 @@ def test_hard_training_computes_what_inference_does(noise):
     gate = hard.gates["cs"]
     inner = torch.relu(gate.inner(x))
     torch.testing.assert_close(gate.outer.weight.grad[0], (slope[..., None] * inner).sum((0, 1)), atol=1e-4, rtol=1e-4)
+
+
+# Experts in some layers
+
+
+@pytest.mark.parametrize("gates", ["token", "none"])
+def test_layers_without_an_expert_are_the_base_s_and_store_nothing(gates, whisper, tiny_whisper, tmp_path):
+    layers = ("encoder.layers.1", "decoder.layers.0")
+    student = disturb(Student.from_whisper(whisper.model, ["cs"], ExpertForm(3, gates, layers=layers)))
+    with student.route("cs") as routing:
+        logits(student)
+    assert {name for name, (gate,) in routing.gates.items() if gate.any()} <= set(layers)
+    assert list(routing.gates) == list(student.routed)
+    student.save_expert(tmp_path / "expert", "cs", "fp32")
+    stored = load_file(tmp_path / "expert" / WEIGHTS)
+    assert {".".join(name.split(".")[:3]) for name in stored} == set(layers)
+    facts = json.loads((tmp_path / "expert" / METADATA).read_text())
+    assert facts["layers"] == list(layers)
+    other = Student.from_whisper(load_whisper(str(tiny_whisper), 1).model).eval()
+    other.load_expert(tmp_path / "expert")
+    assert facts["parameters"] == sum(parameter.numel() for parameter in other.expert_state("cs").values())
+    assert [name for name, routed in other.routed.items() if "cs" in routed.experts] == list(layers)
+    student.save_pretrained(tmp_path / "whole")
+    again = Student.from_pretrained(tmp_path / "whole").eval()
+    for model in (other, again):
+        torch.testing.assert_close(logits(model, language="cs"), logits(student, language="cs"), atol=1e-5, rtol=1e-5)
+    other.drop_expert("cs")
+    assert (other.languages, other.config.expert_layers) == ([], None)
+    for change, text in (
+        (["encoder.layers.9"], "encoder.layers.9, a layer that this model does not have"),
+        (["encoder.layers.1"], "'decoder.layers.0.* is not expected"),
+        (None, "is missing"),
+        ("encoder", "layers is 'encoder', expected names of layers"),
+    ):
+        (tmp_path / "expert" / METADATA).write_text(json.dumps({**facts, "layers": change}))
+        with pytest.raises(PipelineError, match=text):
+            other.load_expert(tmp_path / "expert")
