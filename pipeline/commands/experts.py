@@ -21,6 +21,7 @@ from stages.shared.whisper.models import parameter_count
 from stages.shared.whisper.window import FULL_WINDOW_S
 
 BYTES_PER_PARAMETER = 2  # the base is released in float16
+GATES = {"token": "for each token", "layer": "for each layer", "none": "none: the expert takes every token"}
 
 
 def import_published(base_source: str, source: str, language: str, out: AnyPath, check_base: bool) -> None:
@@ -114,6 +115,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "source" in found:
         yield "source", f"{found['source']}, base {'checked' if found.get('base_checked') else 'not checked'}"
     yield "parameters", f"{found['parameters']:,}" if isinstance(found.get("parameters"), int) else "not known"
+    yield "layers", "all" if found["layers"] is None else ", ".join(found["layers"])
+    yield "gates", GATES[found["gates"]]
     yield "stored as", _stored_as(found)
     yield "bytes", f"{found['bytes']:,}, {_share(found)}"
     yield "validation WER", _validation(found)

@@ -108,7 +108,7 @@ class TrainingLoop:
         positions = round(self.processes.sum([sum(len(batch.targets) for batch in own)])[0])
         parts = dict.fromkeys(self._parts(), 0.0)
         for batch in batches:
-            loss, found = self._loss(batch, positions, self.settings.gate_noise * share)
+            loss, found = self._loss(batch, positions, share)
             if loss.requires_grad:
                 loss.backward()
             parts = {name: value + found.get(name, 0.0) for name, value in parts.items()}
@@ -124,7 +124,7 @@ class TrainingLoop:
     def _parts(self) -> list[str]:
         """Names what the loss is made of, and the mean gate."""
         distilled = ["kd"] if self.data.tail_V is not None else []
-        return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.student else [])]
+        return ["ce", *distilled, *(["gate", "gate_mean"] if self.trainee.gated else [])]
 
     def _sum_gradients(self, parts: Losses, step: int, batches: list[Batch]) -> None:
         """Sums gradients over all processes. All end where one has a value that is not finite, before it reaches the others."""
@@ -136,13 +136,16 @@ class TrainingLoop:
         self.processes.agree(error)
         self.processes.sum_gradients(self.trainee.parameters.values())
 
-    def _loss(self, batch: Batch | None, positions: int, noise: float) -> tuple[torch.Tensor, Losses]:
-        """Returns this batch's share of the step's loss, and its parts. positions: all target positions of the step."""
+    def _loss(self, batch: Batch | None, positions: int, share: float) -> tuple[torch.Tensor, Losses]:
+        """Returns this batch's part of the step's loss, and what it is made of.
+
+        positions: all target positions of the step. share: of the run's steps, done so far.
+        """
         if batch is None:
             self._gate_mean({}, None)
             return torch.zeros(()), {}
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast, self.trainee.route(noise, batch.languages) as routing:
+        with autocast, self.trainee.route(self.settings.gate_noise * share, batch.languages) as routing:
             hidden_BTD = self.trainee.hidden(batch.features.to(self.device), batch.decoder_input_ids.to(self.device))
             # padding is dropped here: only real target positions reach the projection and the losses
             sums = projection_loss(
@@ -156,9 +159,9 @@ class TrainingLoop:
         loss, parts = sums.total / positions, {"ce": sums.cross_entropy / positions}
         if batch.teacher is not None:
             parts["kd"] = sums.divergence / positions
-        if self.trainee.student:
+        if self.trainee.gated:
             mean, targets = self._gate_mean(routing.gates, batch)
-            gate = self.objective.gate_loss(mean)
+            gate = self.objective.gate_loss(mean, share)
             loss = loss + self.objective.weighted_gate(gate, targets / positions)
             own = (
                 len(batch.targets) / positions
@@ -172,7 +175,7 @@ class TrainingLoop:
 
         It is differentiable in this process' gates. A process without a batch takes part in the sum.
         """
-        if self.trainee.student is None:
+        if not self.trainee.gated:
             return torch.zeros(()), 0
         if batch is None:
             self.processes.others([0.0, 0.0, 0.0])

@@ -32,6 +32,7 @@ class Objective:
     tail: Tail = "bucket"
     gate_weight: float = 0.0
     gate_budget: float = 0.5
+    gate_budget_start: float | None = None
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Objective":
@@ -43,6 +44,7 @@ class Objective:
             tail=settings.kd_tail,
             gate_weight=settings.gate_weight,
             gate_budget=settings.gate_budget,
+            gate_budget_start=settings.gate_budget_start,
         )
 
     def of_tokens(self, cross_entropy: Loss, divergence: Loss) -> Loss:
@@ -53,9 +55,15 @@ class Objective:
         """Returns w_ce L_CE + w_kd L_KD + w_gate L_gate."""
         return self.of_tokens(cross_entropy, divergence) + self.gate_weight * gate
 
-    def gate_loss(self, mean: torch.Tensor) -> torch.Tensor:
-        """Returns L_gate = |mean gate - budget|."""
-        return (mean - self.gate_budget).abs()
+    def budget(self, share: float) -> float:
+        """Returns the gate budget after `share` of the steps: it moves linearly from its start, if it has one."""
+        if self.gate_budget_start is None:
+            return self.gate_budget
+        return self.gate_budget_start + share * (self.gate_budget - self.gate_budget_start)
+
+    def gate_loss(self, mean: torch.Tensor, share: float) -> torch.Tensor:
+        """Returns L_gate = |mean gate - budget|. share: of the steps, done so far."""
+        return (mean - self.budget(share)).abs()
 
     def weighted_gate(self, loss: torch.Tensor, share: float) -> torch.Tensor:
         """Returns w_gate L_gate of a batch that makes up `share` of its optimizer step."""
@@ -152,6 +160,8 @@ def gate_sum(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sum of the gates over all layers and real positions, and their number. Masks (B, T) are true at real ones."""
     masks = {"encoder": encoder_BT, "decoder": decoder_BT}
-    parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gates.items() for gate_BT in calls]
+    # a layer without an expert records that no token took one: it has no gate
+    gated = {layer: calls for layer, calls in gates.items() if calls[0].is_floating_point()}
+    parts = [(gate_BT, masks[layer.split(".")[0]]) for layer, calls in gated.items() for gate_BT in calls]
     total = torch.stack([(gate_BT * mask_BT).sum() for gate_BT, mask_BT in parts]).sum()
     return total, torch.stack([mask_BT.sum() for _, mask_BT in parts]).sum()

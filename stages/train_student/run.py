@@ -17,7 +17,9 @@ from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
+from stages.shared.student.experts import shared_of
 from stages.shared.student.metadata import base_metadata
+from stages.shared.student.packing import check_choice
 from stages.shared.subset import Fold
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.device import compute_dtype, round_weights
@@ -29,7 +31,7 @@ from stages.train_student.loop import Losses, TrainingLoop
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
-from stages.train_student.start import find_start
+from stages.train_student.start import chosen_layers, find_start
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Clip, Validation, validate_languages, validation_clips
 
@@ -138,7 +140,10 @@ class _Run:
         self.base, self.method, self.languages, self.out = base, method, languages, out
         self.settings, self.execution, self.processes = settings, execution, execution.processes
         self.dtype = compute_dtype(settings.dtype, execution.device, training=True)
-        self.start = find_start(settings.start_from, method, base) if settings.start_from else None
+        if method_named(method).trains == "experts":
+            check_choice(shared_of(base.model), "fp16", settings.expert_rank)
+            chosen_layers(settings.expert_layers, shared_of(base.model))
+        self.start = find_start(settings.start_from, method, base, settings) if settings.start_from else None
 
     def result(self) -> dict[str, Any]:
         """Returns the facts of the run: it may have been finished before."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
+from stages.shared.student.forms import Gates
 from stages.train_student.token_weights import TokenWeights
 
 
@@ -50,7 +51,24 @@ class TrainSettings(Settings):
         description="leave out the teacher's own words where their compression ratio is higher: they repeat themselves",
     )
     gate_weight: float = Field(1.0, ge=0)
-    gate_budget: float = Field(0.5, ge=0, le=1)
+    gate_budget: float = Field(0.5, ge=0, le=1, description="the mean gate that the gate loss asks for")
+    gate_budget_start: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the budget at the first step; it moves linearly to gate_budget; null: it is constant",
+    )
+    gate_start: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="the value that gates begin at; near 1 the experts are trained at full strength at first",
+    )
+    gate_training: Literal["soft", "hard"] = Field(
+        "soft",
+        description="soft: training mixes shared block and expert; hard: each token takes one of them, as at inference, and "
+        "the gates are trained by the gradient of the soft gate (straight-through)",
+    )
     gate_positions: Literal["real", "all"] = Field(
         "real",
         description="which gates the budget counts; all: also those of padding, in the window and after the transcript",
@@ -58,10 +76,23 @@ class TrainSettings(Settings):
     gate_dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the gates' input")
     gate_noise: float = Field(5.0, ge=0, description="alpha at the end of the run; alpha rises linearly from 0")
     skip_gate: float = Field(0.2, ge=0, le=1)
+    gates: Gates = Field(
+        "token",
+        description="what a gate decides for: each token, or the whole of its layer; none: the expert takes every token, "
+        "and the settings of gates have no part",
+    )
     expert_dropout: float = Field(0.3, ge=0, lt=1)
+    expert_layers: Literal["all", "encoder", "decoder"] | list[str] = Field(
+        "all", description="the layers that have an expert; a list has names such as encoder.layers.0"
+    )
+    expert_rank: int | None = Field(
+        None, ge=1, description="train an expert as a change of this rank of each FFN matrix; null: as a full copy"
+    )
     lora_rank: int = Field(64, ge=1)
     lora_alpha: float = Field(64, gt=0, description="scales an adapter's product: lora_alpha / lora_rank")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input")
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="dropout on the input of adapters and of experts of low rank"
+    )
     validate_every: int | None = Field(None, ge=1, description="steps; null: at the end of each epoch")
     max_validation: int = Field(500, ge=1, description="utterances decoded at each validation")
     save_every: int = Field(200, ge=1, description="steps between checkpoints")

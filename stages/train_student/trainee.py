@@ -13,22 +13,26 @@ from transformers import WhisperFeatureExtractor
 from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
-from stages.shared.student.experts import read_expert, write_expert
+from stages.shared.student.experts import read_expert, shared_of, write_expert
+from stages.shared.student.forms import ExpertForm
 from stages.shared.student.lora import add_lora, load_lora_weights, save_lora
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.student.packing import rank_of
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of
 from stages.shared.whisper.weights import write_weights
 from stages.shared.whisper.window import cut_audio_window, restore_audio_window
 from stages.train_student.settings import TrainSettings
-from stages.train_student.start import Start
+from stages.train_student.start import Start, chosen_layers
 
 # Shapes: B rows, T decoder positions, D width of the decoder.
+# settings that the experts' layers take
+OPTIONS = ("skip_gate", "expert_dropout", "gate_dropout", "gate_training", "lora_dropout")
 
 
 class Trainee:
-    """A model with the parameters that a method trains. `parameters` holds them by name.
+    """A model with the parameters that a method trains. `parameters` holds them by name. gated: it trains gates, too.
 
     languages: one code or several. Experts are trained for each language; adapters and whole models for all together.
     """
@@ -40,6 +44,7 @@ class Trainee:
         self.languages = [languages] if isinstance(languages, str) else list(languages)
         self.adapter: PeftModel | None = None
         self.student: DistilWhisperForConditionalGeneration | None = None
+        self.gated = False
         self.parameters: dict[str, nn.Parameter]
         if chosen.trains == "adapter":
             self.adapter, self.parameters = add_lora(
@@ -50,11 +55,17 @@ class Trainee:
             whisper.model.model.encoder.embed_positions.requires_grad_(False)
             self.parameters = {name: p for name, p in whisper.model.named_parameters() if p.requires_grad}
         else:
-            options = {name: getattr(settings, name) for name in ("skip_gate", "expert_dropout", "gate_dropout")}
-            self.student = DistilWhisperForConditionalGeneration.from_whisper(whisper.model, self.languages, **options)
+            options = {name: getattr(settings, name) for name in OPTIONS}
+            layers = chosen_layers(settings.expert_layers, shared_of(whisper.model))
+            form = ExpertForm(settings.expert_rank, settings.gates, settings.gate_start, layers)
+            self.student = DistilWhisperForConditionalGeneration.from_whisper(
+                whisper.model, self.languages, form, **options
+            )
             self.whisper = replace(whisper, model=self.student)
+            self.gated = settings.gates != "none"
             experts = {language: self.student.expert_state(language) for language in self.languages}
-            self.parameters = {f"{code}.{name}": p for code, state in experts.items() for name, p in state.items()}
+            named = {f"{code}.{name}": p for code, state in experts.items() for name, p in state.items()}
+            self.parameters = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
         if settings.gradient_checkpointing:
             self.whisper.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -62,13 +73,15 @@ class Trainee:
     def begin_as(self, start: Start) -> None:
         """Copies an expert or an adapter of another language into the fresh ones.
 
-        Raises PipelineError where it does not fit: an adapter of another rank, say.
+        Raises PipelineError where it does not fit: an adapter of another rank, say. An expert of low rank begins as the
+        stored factors.
         """
         if self.adapter:
             load_lora_weights(self.adapter, start.folder)
             return
         assert self.student is not None
-        state = read_expert(start.folder, start.metadata, self.student.shared_state()).state
+        factors = rank_of(self.student.expert_state(self.languages[0])) is not None
+        state = read_expert(start.folder, start.metadata, self.student.shared_state(), factors=factors).state
         for language in self.languages:
             self.student.copy_into_expert(language, state, str(start.weights))
 

@@ -1,25 +1,30 @@
 """Reads and writes experts on disk: `experts.safetensors` and `experts.json`, without the frozen model."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple, get_args
 
 import torch
 
-from cache import files, storage
+from cache import files
 from cache.errors import PipelineError
 from cache.progress import Progress, silent
 from cache.storage import AnyPath
-from stages.shared.student.metadata import BASE_FIELDS, check_base, read_metadata
-from stages.shared.student.packing import Precision, Tensors, pack, unpack
-from stages.shared.student.published import (
-    check_published_base,
-    file_name,
-    from_hub,
-    published_languages,
-    read_published,
+from stages.shared.student.forms import Gates
+from stages.shared.student.metadata import BASE_FIELDS, read_metadata
+from stages.shared.student.packing import (
+    Precision,
+    Tensors,
+    expert_shapes,
+    gates_in,
+    in_layers,
+    layers_in,
+    merged,
+    pack,
+    rank_of,
+    unpack,
 )
-from stages.shared.whisper.languages import LANGUAGES, language_code
+from stages.shared.whisper.languages import language_code
 from stages.shared.whisper.weights import read_weights, write_weights
 
 WEIGHTS, METADATA = "experts.safetensors", "experts.json"
@@ -40,19 +45,6 @@ def is_experts_folder(folder: AnyPath) -> bool:
     return (folder / METADATA).exists()
 
 
-def find_expert(source: str, language: str | None) -> AnyPath:
-    """Returns `source` if it is a folder or a URL, else a local copy of the expert's files from the hub.
-
-    Raises PipelineError where the hub does not give them.
-    """
-    folder = storage.path(source)
-    if isinstance(folder, Path) and not folder.exists():
-        return from_hub(
-            source, [WEIGHTS, METADATA, *([file_name(language)] if language and language in LANGUAGES else [])]
-        )
-    return folder
-
-
 def write_expert(
     folder: AnyPath,
     language: str,
@@ -65,17 +57,29 @@ def write_expert(
 ) -> None:
     """Writes an expert's weights, as `pack` stores them, and `metadata` (its base, window, training) beside them.
 
-    state: the expert's tensors by name. shared: the base's FFNs, by the same names.
+    state: the expert's tensors by name. shared: the base's FFNs, by the same names. rank: None stores the factors of an
+    expert that has them, else full matrices.
     Raises PipelineError, before anything is written, where `pack` refuses.
     """
+    layers = layers_in(state)
+    whole = set(layers) >= set(layers_in(shared))
+    shared = in_layers(shared, layers)
+    own = rank_of(state)
+    if rank is None:
+        rank = own
+    elif rank != own:
+        state = merged(state, shared)
+    gates = gates_in(state)
     write_weights(folder / WEIGHTS, pack(state, shared, precision, rank, progress))
     header = {
         "format_version": FORMAT_VERSION,
         "language": language,
         "token": metadata.get("token", language),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(map(prod, expert_shapes(shared, gates != "none").values())),
         "precision": precision,
         "rank": rank,
+        "gates": gates,
+        "layers": None if whole else list(layers),
     }
     files.write_json(
         folder / METADATA, header | {name: value for name, value in metadata.items() if name not in header}
@@ -87,56 +91,46 @@ def read_expert_metadata(folder: AnyPath) -> dict[str, Any]:
     metadata = read_metadata(folder / METADATA, READABLE, REQUIRED)
     if not isinstance(metadata.get("token", ""), str):
         raise PipelineError(f"{folder / METADATA}: token is {metadata['token']!r}, expected text")
-    return {"precision": "fp16", "rank": None, "token": metadata["language"], **metadata}
-
-
-def read_any_expert(
-    folder: AnyPath,
-    language: str | None,
-    shared: Tensors,
-    base_parameters: Mapping[str, torch.Tensor],
-    audio_window_s: int,
-) -> StoredExpert:
-    """Reads the expert in `folder`, in our layout or the published one, for a base with these parameters and window.
-
-    shared: the base's FFNs by the expert's names. audio_window_s: seconds. Raises PipelineError where the expert does not
-    fit the base, or was trained with other base weights or another audio window.
-    """
-    if not is_experts_folder(folder) and published_languages(folder):
-        return read_published_expert(folder, shared, language)
-    metadata = read_expert_metadata(folder)
-    expert = read_expert(folder, metadata, shared, language)
-    check_base(metadata, folder / METADATA, base_parameters, audio_window_s)
-    return expert
+    if (gates := metadata.get("gates", "token")) not in get_args(Gates):
+        raise PipelineError(f"{folder / METADATA}: gates is {gates!r}, expected one of {', '.join(get_args(Gates))}")
+    layers = metadata.get("layers")
+    if layers is not None and not (layers and isinstance(layers, list) and all(isinstance(one, str) for one in layers)):
+        raise PipelineError(f"{folder / METADATA}: layers is {layers!r}, expected names of layers")
+    return {
+        "precision": "fp16",
+        "rank": None,
+        "gates": "token",
+        "layers": None,
+        "token": metadata["language"],
+        **metadata,
+    }
 
 
 def read_expert(
-    folder: AnyPath, metadata: Mapping[str, Any], shared: Tensors, language: str | None = None
+    folder: AnyPath,
+    metadata: Mapping[str, Any],
+    shared: Tensors,
+    language: str | None = None,
+    factors: bool = False,
 ) -> StoredExpert:
     """Reads an expert in our layout, in float32.
 
     metadata: what `read_expert_metadata` returned. shared: the base's FFNs by the expert's names. language: the expected
-    code; None allows any. Raises PipelineError where the expert is for another language, or does not fit the base.
+    code; None allows any. factors: leave the matrices of an expert of low rank as their factors, to be trained further.
+    Raises PipelineError where the expert is for another language, or does not fit the base.
     """
-    found = _expert_language(folder, [metadata["language"]], language)
-    state = unpack(read_weights(folder / WEIGHTS), shared, metadata["precision"], metadata["rank"], str(folder))
+    found = expert_language(folder, [metadata["language"]], language)
+    stored = (metadata["precision"], metadata["rank"])
+    weights = read_weights(folder / WEIGHTS)
+    if metadata["layers"] is not None:
+        if unknown := set(metadata["layers"]) - set(layers_in(shared)):
+            raise PipelineError(f"{folder}: it is for {min(unknown)}, a layer that this model does not have")
+        shared = in_layers(shared, metadata["layers"])
+    state = unpack(weights, shared, *stored, str(folder), metadata["gates"] != "none", factors)
     return StoredExpert(found, metadata["token"] if metadata["token"] != found else None, state)
 
 
-def read_published_expert(folder: AnyPath, shared: Tensors, language: str | None = None) -> StoredExpert:
-    """Reads an expert in the published layout. Compares `shared` with the FFNs of the checkpoint there, if there is one.
-
-    language: its code or name; needed where the folder holds several. Raises PipelineError where there is no such expert,
-    or where it does not fit the base.
-    """
-    found = _expert_language(folder, published_languages(folder), language)
-    state = read_published(folder, found, shared)
-    base = {f"model.{name.replace('.expert.', '.')}": tensor for name, tensor in shared.items()}
-    check_published_base(folder, base, "this one")
-    return StoredExpert(found, None, state)
-
-
-def _expert_language(folder: AnyPath, there: list[str], wanted: str | None) -> str:
+def expert_language(folder: AnyPath, there: Sequence[str], wanted: str | None) -> str:
     """Returns the code of `wanted`; if it is None, of the only language that is there.
 
     Raises PipelineError where `wanted` is not there, or where it is None and several languages are there.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.student import experts, lora
+from stages.shared.student import adapters, experts, lora
 from stages.shared.student.metadata import find_base, load_base
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.models import Whisper, WhisperSource, find_model, load_whisper
@@ -59,8 +59,8 @@ def locate(source: str, base: str | None = None) -> ModelSource:
     if experts.is_experts_folder(folder):
         metadata = experts.read_expert_metadata(folder)
         return ModelSource(source, "experts", folder, find_base(metadata, folder, base), metadata)
-    if lora.is_lora_folder(folder):
-        metadata = lora.read_adapter_metadata(folder)
+    if adapters.is_lora_folder(folder):
+        metadata = adapters.read_adapter_metadata(folder)
         return ModelSource(source, "adapter", folder, find_base(metadata, folder, base), metadata)
     if base is not None:
         raise PipelineError(
@@ -79,7 +79,7 @@ def load_model(source: str | ModelSource, audio_window_s: int | None = None, bas
     found = locate(source, base) if isinstance(source, str) else source
     if found.kind == "whisper":
         return LoadedModel(load_whisper(found.whisper, audio_window_s), None)
-    beside = experts.METADATA if found.kind == "experts" else lora.METADATA
+    beside = experts.METADATA if found.kind == "experts" else adapters.METADATA
     whisper = load_base(found.whisper, found.metadata, found.folder / beside, audio_window_s)
     if found.kind == "adapter":
         return LoadedModel(lora.merge_lora(whisper, found.folder, found.metadata), None, found.languages)

@@ -11,19 +11,12 @@ from torch import nn
 from cache import files
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.student.metadata import BASE_FIELDS, read_metadata
+from stages.shared.student.adapters import ADAPTER, FORMAT_VERSION, METADATA, WEIGHTS
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import use_token
 from stages.shared.whisper.weights import read_weights, write_weights
 
-WEIGHTS, ADAPTER, METADATA = "adapter_model.safetensors", "adapter_config.json", "lora.json"
 TARGETS = ["fc1", "fc2"]  # of every encoder and decoder layer
-FORMAT_VERSION = 1
-REQUIRED = {"languages": list, **BASE_FIELDS}
-
-
-def is_lora_folder(folder: AnyPath) -> bool:
-    return (folder / METADATA).exists()
 
 
 def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple[PeftModel, dict[str, nn.Parameter]]:
@@ -45,17 +38,6 @@ def save_lora(adapter: PeftModel, folder: AnyPath, metadata: Mapping[str, Any]) 
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)
     files.write_json(folder / METADATA, {"format_version": FORMAT_VERSION, **metadata})
-
-
-def read_adapter_metadata(folder: AnyPath) -> dict[str, Any]:
-    """Reads `lora.json`. Raises PipelineError where it is of another format version, incomplete, or not sound."""
-    metadata = read_metadata(folder / METADATA, (FORMAT_VERSION,), REQUIRED)
-    tokens = metadata.get("language_tokens", {})
-    if not isinstance(tokens, dict) or not all(isinstance(token, str) for token in tokens.values()):
-        raise PipelineError(
-            f"{folder / METADATA}: language_tokens is {tokens!r}, expected languages with a language each"
-        )
-    return {**metadata, "language_tokens": tokens}
 
 
 def merge_lora(whisper: Whisper, folder: AnyPath, metadata: Mapping[str, Any]) -> Whisper:

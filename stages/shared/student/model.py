@@ -1,6 +1,6 @@
 """Whisper with experts. Only the feed-forward blocks of transformers' model are replaced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -9,30 +9,26 @@ from torch import nn
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import Cache
 
-from cache import storage
 from cache.errors import PipelineError
-from cache.storage import AnyPath
 from stages.shared.student.clsr import FeedForward, RoutedFeedForward, shared_name
 from stages.shared.student.config import DistilWhisperConfig, DistilWhisperOutput
-from stages.shared.student.experts import StoredExpert, find_expert, read_any_expert, write_expert
-from stages.shared.student.metadata import base_metadata
-from stages.shared.student.packing import Precision, misfit
+from stages.shared.student.forms import FULL_EXPERT, ExpertForm, Gates
+from stages.shared.student.holder import ExpertHolder
 from stages.shared.student.routing import Languages, Router, Routing, codes_of, gates_of
 from stages.shared.whisper.languages import language_code
-from stages.shared.whisper.targets import prompt_language, token_of, use_token
+from stages.shared.whisper.targets import prompt_language
 from stages.shared.whisper.window import FRAMES_PER_SECOND, POSITIONS_PER_SECOND
 
 FRAMES_PER_POSITION = FRAMES_PER_SECOND // POSITIONS_PER_SECOND
 
 
-class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
+class DistilWhisperForConditionalGeneration(ExpertHolder):
     """A Whisper whose feed-forward blocks choose for each token between the shared block and a language's expert.
 
     `forward` and `generate` take a language (a code or a name) for the whole batch or for each row. Without a language, or
     without an expert for it, all tokens use the shared blocks, and the output is bit for bit the base model's.
     """
 
-    config: DistilWhisperConfig
     config_class = DistilWhisperConfig
 
     def __init__(self, config: DistilWhisperConfig):
@@ -42,30 +38,35 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                 f"activation_dropout is {config.activation_dropout}, expected 0 as in every released Whisper"
             )
         self.router = Router()
-        self.routed: dict[str, RoutedFeedForward] = {}
+        self.routed = {}
         for side, part in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
             for number, layer in enumerate(part.layers):
                 self._replace(f"{side}.layers.{number}", layer)
+        ranks, ungated, layers = config.expert_ranks or {}, config.ungated or [], config.expert_layers or {}
         languages, config.languages = config.languages or [], []
         for language in languages:
-            self.add_expert(language)
+            gates: Gates = "none" if language in ungated else "token"
+            own = tuple(layers[language]) if language in layers else None
+            self.add_expert(language, ExpertForm(ranks.get(language), gates, layers=own))
 
     def _replace(self, name: str, layer: Any) -> None:
         """Puts a routed block in the place of fc1: a Whisper layer computes `fc2(dropout(activation_fn(fc1(x))))`."""
-        config = self.config
         shared = FeedForward(layer.fc1, layer.fc2, layer.activation_fn)
-        options = (config.skip_gate, config.expert_dropout, config.gate_dropout, config.gate_dim)
-        routed = RoutedFeedForward(name, shared, self.router, *options)
+        routed = RoutedFeedForward(name, shared, self.router, self.config)
         layer.fc1, layer.activation_fn, layer.fc2 = routed, nn.Identity(), nn.Identity()
         self.routed[name] = routed
 
     @classmethod
     def from_whisper(
-        cls, model: WhisperForConditionalGeneration, languages: list[str] | tuple[str, ...] = (), **options: float
+        cls,
+        model: WhisperForConditionalGeneration,
+        languages: Sequence[str] = (),
+        form: ExpertForm = FULL_EXPERT,
+        **options: float | str,
     ) -> "DistilWhisperForConditionalGeneration":
         """Returns `model` with a new expert for each of `languages`. The frozen weights are the tensors of `model` itself.
 
-        options: skip_gate, expert_dropout, gate_dropout, gate_dim (see DistilWhisperConfig).
+        options: skip_gate, expert_dropout, gate_dropout, gate_dim, gate_training, lora_dropout (see DistilWhisperConfig).
         """
         given = {**model.config.to_dict(), **options}
         given = {name: value for name, value in given.items() if name not in ("model_type", "architectures")}
@@ -82,111 +83,8 @@ class DistilWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         routed.generation_config = model.generation_config
         routed.requires_grad_(False).train(model.training)
         for language in languages:
-            routed.add_expert(language_code(language))
+            routed.add_expert(language_code(language), form)
         return routed
-
-    @property
-    def languages(self) -> list[str]:
-        """Returns the codes of the languages that have an expert."""
-        return list(self.config.languages or [])
-
-    @property
-    def audio_window_s(self) -> int:
-        """Returns the seconds of audio that the encoder takes."""
-        return self.config.max_source_positions // POSITIONS_PER_SECOND
-
-    def add_expert(self, language: str) -> list[nn.Parameter]:
-        """Adds an expert, a copy of the shared blocks. Returns its parameters, the only ones that take gradients."""
-        if language in self.languages:
-            raise PipelineError(f"there is already an expert for '{language}'")
-        for routed in self.routed.values():
-            routed.add_expert(language)
-        self.config.languages = [*self.languages, language]
-        return list(self.expert_state(language).values())
-
-    def drop_expert(self, language: str) -> None:
-        """Removes an expert. Raises PipelineError where there is none for `language`."""
-        code = self._with_expert(language)
-        for routed in self.routed.values():
-            del routed.experts[code], routed.gates[code]
-        self.config.languages = [other for other in self.languages if other != code]
-        tokens = self.config.language_tokens or {}
-        self.config.language_tokens = {other: token for other, token in tokens.items() if other != code} or None
-
-    def load_expert(self, source: str | AnyPath, language: str | None = None) -> str:
-        """Adds an expert from a folder, a URL or the hub. Returns its language's code.
-
-        language: needed where `source` holds several experts (a published checkpoint). Raises PipelineError where the
-        expert does not fit this model, or was trained with other base weights or another audio window.
-        """
-        code = language and language_code(language)
-        folder = find_expert(str(source), code)
-        expert = read_any_expert(folder, code, self.shared_state(), self.base_parameters(), self.audio_window_s)
-        return self.add_stored_expert(expert, str(folder))
-
-    def add_stored_expert(self, expert: StoredExpert, source: str) -> str:
-        """Adds an expert that was read from `source`. Returns its language. The caller must have checked its base."""
-        use_token(self, expert.language, expert.token)
-        self.load_expert_state(expert.language, expert.state, source)
-        return expert.language
-
-    def save_expert(
-        self, folder: str | AnyPath, language: str, precision: Precision = "fp16", rank: int | None = None
-    ) -> None:
-        """Writes one expert, with the name and the fingerprint of its base. precision, rank: see `packing.pack`."""
-        code = self._with_expert(language)
-        metadata = base_metadata(self.config.name_or_path, self.base_parameters(), self.audio_window_s)
-        metadata["token"] = token_of(self, code)
-        place = storage.path(str(folder))
-        write_expert(place, code, self.expert_state(code), self.shared_state(), metadata, precision, rank)
-
-    def _with_expert(self, language: str) -> str:
-        code = language_code(language)
-        if code not in self.languages:
-            raise PipelineError(f"there is no expert for '{code}': there are {', '.join(self.languages) or 'none'}")
-        return code
-
-    def expert_state(self, language: str) -> dict[str, nn.Parameter]:
-        """Returns the parameters of one expert by name, such as `encoder.layers.0.expert.fc1.weight`."""
-        state: dict[str, nn.Parameter] = {}
-        for place, routed in self.routed.items():
-            for kind, module in (("expert", routed.experts[language]), ("gate", routed.gates[language])):
-                state |= {f"{place}.{kind}.{name}": parameter for name, parameter in module.named_parameters()}
-        return state
-
-    def shared_state(self) -> dict[str, nn.Parameter]:
-        """Returns the shared blocks' parameters, by the names that `expert_state` has for an expert's."""
-        return {
-            f"{place}.expert.{name}": parameter
-            for place, routed in self.routed.items()
-            for name, parameter in routed.shared.named_parameters()
-        }
-
-    def base_parameters(self) -> dict[str, nn.Parameter]:
-        """Returns the frozen model's parameters, by the names of a plain Whisper."""
-        own = (
-            (name, p)
-            for name, p in self.named_parameters()
-            if ".fc1.experts." not in name and ".fc1.gates." not in name
-        )
-        return {name.replace(".fc1.shared.", "."): parameter for name, parameter in own}
-
-    def load_expert_state(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
-        """Adds the expert and copies `state` into it. Raises PipelineError, without the expert, where it does not fit."""
-        self.add_expert(language)
-        try:
-            self.copy_into_expert(language, state, source)
-        except PipelineError:
-            self.drop_expert(language)
-            raise
-
-    def copy_into_expert(self, language: str, state: dict[str, torch.Tensor], source: str) -> None:
-        """Copies `state`, read from `source`. Raises PipelineError naming the first tensor that does not fit."""
-        own = self.expert_state(language)
-        if fault := misfit(state, {name: (tuple(parameter.shape), None) for name, parameter in own.items()}):
-            raise PipelineError(f"{source}: {fault}: made for another base model, or damaged")
-        for name, parameter in own.items():
-            parameter.data.copy_(state[name])
 
     def route(self, languages: Languages, noise: float = 0.0) -> AbstractContextManager[Routing]:
         """Makes calls of the model without a language use these experts, within the block. The result has their gates.

@@ -1,9 +1,10 @@
 """Converts an expert's tensors to and from their stored form.
 
-That is the values, or the difference from the shared block, in 8 bits and/or of low rank.
+That is the values, or the difference from the shared block, in 8 bits and/or of low rank. An expert that was trained at
+low rank has the two factors of the difference in place of each matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,12 +12,14 @@ import torch
 from cache.errors import PipelineError
 from cache.progress import Progress, silent
 from stages.shared.student.config import GATE_DIM
+from stages.shared.student.forms import Gates
 
 # Shapes: O outputs and I inputs of an FFN matrix, as nn.Linear stores it
 Precision = Literal["fp16", "fp32", "int8"]
 Tensors = Mapping[str, torch.Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape and type
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
+FACTORS = (".left", ".right")
 LARGEST = 127  # int8 codes are symmetric: -127 to 127
 
 
@@ -27,9 +30,10 @@ def pack(
     rank: int | None = None,
     progress: Progress[str] = silent,
 ) -> dict:
-    """Returns the tensors to store for `state`, an expert with its gates.
+    """Returns the tensors to store for `state`, an expert with its gates, if it has any.
 
-    shared: the frozen FFNs, by the expert's names.
+    shared: the frozen FFNs, by the expert's names. The factors of an expert of low rank are stored as they are: `rank` must
+    be theirs.
     With fp16 and fp32 at full rank the values are stored. Rounding is then relative to the weight, not to its change, as
     in the released Whisper weights. The file does not depend on how the frozen weights are rounded later.
     With int8 or a rank, D = expert - shared of each FFN matrix (O, I) is stored: int8 codes with a float32 scale for each
@@ -43,6 +47,9 @@ def pack(
     for done, (name, tensor) in enumerate(state.items()):
         progress(done, len(state), "")
         value = tensor.detach().float().cpu()
+        if name.endswith(FACTORS):
+            stored |= dict(_coded(name, value, precision))
+            continue
         if not _is_difference(name, precision, rank):
             stored[name] = value.to(DTYPES["fp16" if precision == "int8" else precision])
             continue
@@ -60,34 +67,77 @@ def pack(
     return stored
 
 
-def unpack(tensors: Tensors, shared: Tensors, precision: Precision, rank: int | None, source: str) -> dict:
-    """Returns the expert's state in float32 from what `pack` returned. Raises PipelineError naming `source` and the fault."""
+def unpack(
+    tensors: Tensors,
+    shared: Tensors,
+    precision: Precision,
+    rank: int | None,
+    source: str,
+    gated: bool = True,
+    factors: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Returns the expert's state in float32 from what `pack` returned. Raises PipelineError naming `source` and the fault.
+
+    gated: whether the expert has gates. factors: leave the matrices of an expert of low rank as their factors.
+    """
     try:
-        wanted = layout(shared, precision, rank)
+        wanted = layout(shared, precision, rank, gated)
     except PipelineError as error:
         raise PipelineError(f"{source}: {error}") from None
     if fault := misfit(tensors, wanted):
         raise PipelineError(f"{source}: {fault}: made for another base model, or damaged")
-    state = {}
-    for name in expert_shapes(shared):
-        if _is_difference(name, precision, rank):
-            parts = [
-                _decoded(f"{name}.{part}", tensors) for part in (("delta",) if rank is None else ("left", "right"))
-            ]
-            difference = parts[0] if rank is None else parts[0] @ parts[1]
-            state[name] = shared[name].detach().float().cpu() + difference
-        else:
+    state: dict[str, torch.Tensor] = {}
+    for name in expert_shapes(shared, gated):
+        if not _is_difference(name, precision, rank):
             state[name] = tensors[name].float()
+        elif rank is None:
+            state[name] = shared[name].detach().float().cpu() + _decoded(f"{name}.delta", tensors)
+        else:
+            state |= {f"{name}{part}": _decoded(f"{name}{part}", tensors) for part in FACTORS}
+    state = state if factors else merged(state, shared)
     if infinite := not_finite(state):
         raise PipelineError(f"{source}: tensor '{infinite}' has values that are not finite: damaged")
     return state
 
 
-def layout(shared: Tensors, precision: Precision, rank: int | None) -> Layout:
+def merged(state: Tensors, shared: Tensors) -> dict[str, torch.Tensor]:
+    """Returns the state with a matrix, shared + left right, in place of each pair of factors."""
+    plain = {name: tensor for name, tensor in state.items() if not name.endswith(FACTORS)}
+    for name, frozen in shared.items():
+        if name + FACTORS[0] in state:
+            left, right = (state[name + part].detach().float().cpu() for part in FACTORS)
+            plain[name] = frozen.detach().float().cpu() + left @ right
+    return plain
+
+
+def rank_of(state: Tensors) -> int | None:
+    """Returns the rank of the factors in `state`; None if it has matrices instead."""
+    return next((tensor.shape[1] for name, tensor in state.items() if name.endswith(FACTORS[0])), None)
+
+
+def layers_in(state: Tensors) -> tuple[str, ...]:
+    """Returns the layers that `state` has tensors of, such as `encoder.layers.0`."""
+    return tuple(dict.fromkeys(".".join(name.split(".")[:3]) for name in state))
+
+
+def in_layers(shared: Tensors, layers: Collection[str]) -> dict[str, torch.Tensor]:
+    """Returns the tensors of these layers alone."""
+    return {name: tensor for name, tensor in shared.items() if ".".join(name.split(".")[:3]) in layers}
+
+
+def gates_in(state: Tensors) -> Gates:
+    """Returns what the gates in `state` decide for. Those of a layer have W1 = 0: they see no token."""
+    weights = [tensor for name, tensor in state.items() if name.endswith(".gate.inner.weight")]
+    if not weights:
+        return "none"
+    return "token" if any(weight.any() for weight in weights) else "layer"
+
+
+def layout(shared: Tensors, precision: Precision, rank: int | None, gated: bool = True) -> Layout:
     """Returns name, shape and type of each stored tensor. Raises PipelineError for an invalid precision or rank."""
     check_choice(shared, precision, rank)
     wanted: Layout = {}
-    for name, shape in expert_shapes(shared).items():
+    for name, shape in expert_shapes(shared, gated).items():
         if not _is_difference(name, precision, rank):
             wanted[name] = shape, DTYPES["fp16" if precision == "int8" else precision]
             continue
@@ -100,10 +150,10 @@ def layout(shared: Tensors, precision: Precision, rank: int | None) -> Layout:
     return wanted
 
 
-def expert_shapes(shared: Tensors) -> dict[str, tuple[int, ...]]:
-    """Returns name and shape of each tensor of an expert: the FFNs', and for each FFN its gate's W1, b1 and w2."""
+def expert_shapes(shared: Tensors, gated: bool = True) -> dict[str, tuple[int, ...]]:
+    """Returns name and shape of each tensor of an expert: the FFNs', and if `gated` for each FFN its gate's W1, b1 and w2."""
     shapes = {name: tuple(tensor.shape) for name, tensor in shared.items()}
-    for name, shape in list(shapes.items()):
+    for name, shape in list(shapes.items()) if gated else []:
         if name.endswith(".expert.fc1.weight"):
             gate = name.replace(".expert.fc1.weight", ".gate")
             inner = {f"{gate}.inner.weight": (GATE_DIM, shape[1]), f"{gate}.inner.bias": (GATE_DIM,)}
@@ -144,7 +194,7 @@ def not_finite(tensors: Tensors) -> str:
 def kept(state: Tensors, stored: Tensors, shared: Tensors) -> float:
     """Returns the share of the training's change that is kept: 1 - |stored - state|^2 / |state - shared|^2 over all FFNs."""
     changed = lost = 0.0
-    for name, frozen in shared.items():
+    for name, frozen in in_layers(shared, layers_in(state)).items():
         changed += (state[name].float() - frozen.float()).square().sum().item()
         lost += (state[name].float() - stored[name].float()).square().sum().item()
     return 1 - lost / changed if changed else 1.0

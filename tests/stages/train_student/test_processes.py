@@ -134,9 +134,12 @@ def test_each_utterance_is_read_once_and_batches_are_shares_of_one(world, tiny_w
             assert [batch.ids if batch else [] for batch in later] == shares[rank][start:]
 
 
-@pytest.mark.parametrize("method", ["full", "clsr-kd", "lora-kd"])
+@pytest.mark.parametrize(
+    ("method", "form"),
+    [("full", {}), ("clsr-kd", {}), ("lora-kd", {}), ("clsr-kd", dict(expert_rank=3, gates="none"))],
+)
 def test_two_processes_are_one_with_their_batches_together(
-    method, teacher, tiny_whisper, utterances, tmp_path, monkeypatch
+    method, form, teacher, tiny_whisper, utterances, tmp_path, monkeypatch
 ):
     """Losses, validation and weights; one process of the two has nothing of an epoch's last batch."""
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
@@ -146,7 +149,7 @@ def test_two_processes_are_one_with_their_batches_together(
         def trained(processes: Processes) -> tuple[dict, dict]:
             trainees: list[Trainee] = []
             monkeypatch.setattr(run_module, "Trainee", lambda *given: trainees.append(Trainee(*given)) or trainees[0])
-            options = dict(gate_budget=0.2, **QUIET, **changes)
+            options = dict(gate_budget=0.2, **QUIET, **form, **changes)
             result = train(tiny_whisper, method, utterances, tmp_path / name, shards, processes, **options)
             return result, {name: p.detach().numpy() for name, p in trainees[0].parameters.items()}
 
@@ -159,7 +162,7 @@ def test_two_processes_are_one_with_their_batches_together(
     assert (first[0]["steps"], first[0]["settings"]) == (6, {**expected["settings"], "batch_size": 2})
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert ("kd" in one[0]) == method.endswith("-kd")
-    assert ("gate" in one[0]) == (method == "clsr-kd")
+    assert ("gate" in one[0]) == (method == "clsr-kd" and not form)
     for mine, theirs in zip(two, one, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     before = load_whisper(str(tiny_whisper), 1).model.state_dict()

@@ -10,8 +10,8 @@ from training import train_one
 
 from cache.errors import PipelineError
 from cache.files import read_json, sha256_file
+from stages.shared.student.adapters import WEIGHTS as ADAPTER
 from stages.shared.student.experts import WEIGHTS as EXPERTS
-from stages.shared.student.lora import WEIGHTS as ADAPTER
 from stages.shared.whisper.models import load_whisper
 from stages.train_student.settings import TrainSettings
 
@@ -27,16 +27,27 @@ def train(tiny: Path, method: str, utterances: Path, out: Path, teacher: Path | 
     return train_one(load_whisper(str(tiny), 1), method, "cs", utterances, teacher, out, settings, CPU)
 
 
+LOW_RANK = dict(expert_rank=3, gates="layer")
+
+
 @pytest.mark.parametrize(
-    ("first", "second"), [("clsr", "clsr"), ("lora", "lora"), ("clsr", "clsr-kd"), ("lora", "lora-kd")]
+    ("first", "second", "form"),
+    [
+        ("clsr", "clsr", {}),
+        ("lora", "lora", {}),
+        ("clsr", "clsr-kd", {}),
+        ("lora", "lora-kd", {}),
+        ("clsr", "clsr-kd", LOW_RANK),
+        ("clsr", "clsr", dict(gates="none")),
+    ],
 )
-def test_it_begins_as_what_was_trained_before(first, second, tiny_whisper, utterances, tmp_path):
+def test_it_begins_as_what_was_trained_before(first, second, form, tiny_whisper, utterances, tmp_path):
     """With a rate of nearly nothing the student is what it began as, which is far from fresh."""
     teacher = None
     if second.endswith("-kd"):
         teacher = make_teacher_shards(tmp_path / "shards", utterances / "train", load_whisper(str(tiny_whisper), 1))
-    train(tiny_whisper, first, utterances, tmp_path / "first", learning_rate=0.05)
-    still = dict(learning_rate=1e-12)
+    train(tiny_whisper, first, utterances, tmp_path / "first", learning_rate=0.05, **form)
+    still = dict(learning_rate=1e-12, **form)
     begun = train(
         tiny_whisper, second, utterances, tmp_path / "begun", teacher, start_from=str(tmp_path / "first"), **still
     )
@@ -76,8 +87,29 @@ def test_what_cannot_be_begun_from(tiny_whisper, utterances, tmp_path):
         with pytest.raises(PipelineError, match=text):
             train(base, method, utterances, tmp_path / "run", start_from=str(tmp_path / start))
         assert not (tmp_path / "run").exists()
+    for form, text in (
+        (dict(expert_rank=3), "the expert there is at full rank, train.expert_rank is 3"),
+        (dict(gates="none"), "has gates 'token', train.gates is 'none'"),
+        (dict(expert_rank=33), "rank is 33, expected 1 to 32"),
+    ):
+        with pytest.raises(PipelineError, match=text):
+            train(tiny_whisper, "clsr", utterances, tmp_path / "run", start_from=str(tmp_path / "clsr"), **form)
+        assert not (tmp_path / "run").exists()
     with pytest.raises(PipelineError, match="has shape"):
         train(tiny_whisper, "lora", utterances, tmp_path / "rank", start_from=str(tmp_path / "lora"), lora_rank=3)
+
+
+def test_an_expert_of_low_rank_begins_one_of_full_rank(tiny_whisper, utterances, tmp_path):
+    train(tiny_whisper, "clsr", utterances, tmp_path / "first", learning_rate=0.05, expert_rank=3)
+    start = dict(start_from=str(tmp_path / "first"), learning_rate=1e-12)
+    train(tiny_whisper, "clsr", utterances, tmp_path / "full", **start)
+    with pytest.raises(PipelineError, match="is of rank 3, train.expert_rank is 4: they must agree"):
+        train(tiny_whisper, "clsr", utterances, tmp_path / "other", expert_rank=4, **start)
+    factors, matrices = (load_file(tmp_path / name / EXPERTS) for name in ("first", "full"))
+    base = load_whisper(str(tiny_whisper), 1).model.model.encoder.layers[1].fc2.weight
+    name = "encoder.layers.1.expert.fc2.weight"
+    left, right = (factors[f"{name}.{part}"].float() for part in ("left", "right"))
+    torch.testing.assert_close(matrices[name].float(), base + left @ right, atol=1e-6, rtol=1e-3)
 
 
 def test_from_the_command_line(tiny_whisper, tmp_path, monkeypatch):

@@ -160,8 +160,11 @@ def test_the_mean_of_the_languages_chooses_the_best(corpora, tiny_whisper, tmp_p
     ]
 
 
-@pytest.mark.parametrize("method", ["clsr-kd", "lora-kd", "full"])
-def test_stopped_and_resumed_it_is_the_same_run(method, corpora, tiny_whisper, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "form"),
+    [("clsr-kd", {}), ("lora-kd", {}), ("full", {}), ("clsr-kd", dict(expert_rank=3, gates="none"))],
+)
+def test_stopped_and_resumed_it_is_the_same_run(method, form, corpora, tiny_whisper, tmp_path):
     class StopError(Exception):
         pass
 
@@ -174,11 +177,11 @@ def test_stopped_and_resumed_it_is_the_same_run(method, corpora, tiny_whisper, t
     for code in ROWS if teacher else ():
         make_teacher_shards(teacher / code, corpora / code / "train", whisper, language=code)
     whole = tmp_path / "whole"
-    train(corpora, tiny_whisper, whole, method, teacher)
+    train(corpora, tiny_whisper, whole, method, teacher, **form)
     # the same relative folders: they are named in the results
     with pytest.raises(StopError):
-        train(corpora, tiny_whisper, tmp_path / "stopped", method, teacher, progress=stop, save_every=1)
-    train(corpora, tiny_whisper, tmp_path / "stopped", method, teacher, save_every=1)
+        train(corpora, tiny_whisper, tmp_path / "stopped", method, teacher, progress=stop, save_every=1, **form)
+    train(corpora, tiny_whisper, tmp_path / "stopped", method, teacher, save_every=1, **form)
     one, two = files_of(whole), files_of(tmp_path / "stopped")
     assert one.keys() == two.keys()
     assert [name for name in one if one[name].replace(b"/whole/", b"/stopped/") != two[name]] == []

@@ -88,24 +88,38 @@ def stop_at(step: int):
 # Resumed
 
 
+LOW_RANK = dict(expert_rank=3)
+
+
 @pytest.mark.parametrize(
-    ("method", "step"),
-    [("clsr", 3), ("clsr-kd", 5), ("full", 4), ("lora", 4), ("full-kd", 3), ("lora-kd", 5)],
+    ("method", "step", "form"),
+    [
+        ("clsr", 3, {}),
+        ("clsr-kd", 5, {}),
+        ("full", 4, {}),
+        ("lora", 4, {}),
+        ("full-kd", 3, {}),
+        ("lora-kd", 5, {}),
+        ("clsr", 5, LOW_RANK),
+        ("clsr", 4, LOW_RANK | dict(gates="none")),
+        ("clsr", 3, dict(gates="layer")),
+    ],
 )
-def test_stopped_and_resumed_it_is_the_same_run(method, step, request, tiny_whisper, utterances, tmp_path):
+def test_stopped_and_resumed_it_is_the_same_run(method, step, form, request, tiny_whisper, utterances, tmp_path):
     """Every file is equal, byte for byte: weights, curve, configuration, result.
 
     Skipped layers take no step: each parameter has its own step count in the optimizer.
     """
     teacher = shards_for(method, request)
-    train(tiny_whisper, method, utterances, tmp_path / "whole", teacher)
+    train(tiny_whisper, method, utterances, tmp_path / "whole", teacher, **form)
     with pytest.raises(StopError):
-        train(tiny_whisper, method, utterances, tmp_path / "stopped", teacher, progress=stop_at(step))
+        train(tiny_whisper, method, utterances, tmp_path / "stopped", teacher, progress=stop_at(step), **form)
     assert (tmp_path / "stopped/checkpoint.safetensors").exists()
     assert not (tmp_path / "stopped/training.json").exists()
     torch.manual_seed(123)  # whatever the process did in between
     steps: list[int] = []
-    train(tiny_whisper, method, utterances, tmp_path / "stopped", teacher, progress=lambda done, *_: steps.append(done))
+    remember = dict(progress=lambda done, *_: steps.append(done))
+    train(tiny_whisper, method, utterances, tmp_path / "stopped", teacher, **remember, **form)
     assert steps == list(range(2 if step == 3 else 4 if step == 5 else 3, 7))
     whole, resumed = files_of(tmp_path / "whole"), files_of(tmp_path / "stopped")
     assert whole.keys() == resumed.keys()

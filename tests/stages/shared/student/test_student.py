@@ -13,7 +13,9 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from cache.errors import PipelineError
 from stages.shared.student.clsr import FeedForward, Gate, RoutedFeedForward
+from stages.shared.student.config import DistilWhisperConfig
 from stages.shared.student.experts import METADATA, WEIGHTS
+from stages.shared.student.forms import FULL_EXPERT, ExpertForm
 from stages.shared.student.loading import load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
 from stages.shared.student.routing import Router, Routing
@@ -142,11 +144,12 @@ def test_experts_of_two_languages_do_not_mix(whisper, tiny_whisper):
 # The layer against the paper's formula
 
 
-def layer(skip_gate: float = 0.0, dim: int = 8, inner: int = 16) -> RoutedFeedForward:
+def layer(skip_gate: float = 0.0, dim: int = 8, inner: int = 16, form: ExpertForm = FULL_EXPERT) -> RoutedFeedForward:
     torch.manual_seed(0)
     shared = FeedForward(torch.nn.Linear(dim, inner), torch.nn.Linear(inner, dim), F.gelu)
-    routed = RoutedFeedForward("encoder.layers.0", shared, Router(), skip_gate, 0.0, 0.1, 64)
-    routed.add_expert("cs")
+    options = DistilWhisperConfig(skip_gate=skip_gate, expert_dropout=0.0)
+    routed = RoutedFeedForward("encoder.layers.0", shared, Router(), options)
+    routed.add_expert("cs", form)
     routed.gates["cs"].dropout.p = 0.0
     with torch.no_grad():
         for parameter in [*routed.experts.parameters(), *routed.gates.parameters()]:
