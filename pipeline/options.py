@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from cache.errors import PipelineError
-from cache.records import TEACHER, TRANSCRIPT
 from cache.storage import AnyPath, path
 
 base_option = click.option(
@@ -49,11 +48,6 @@ def examples(text: str) -> str:
 def printable(text: str) -> str:
     """Escapes line breaks and control characters: a name from a file must not control the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def target_counts(counts: dict[str, int]) -> str:
-    """Says how many utterances have which targets. counts: by the values of `target_source`."""
-    return f"{counts[TRANSCRIPT]:,} transcripts, {counts[TEACHER]:,} of the teacher's own words"
 
 
 def print_json(value: Any) -> None:

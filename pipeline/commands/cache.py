@@ -11,8 +11,9 @@ from cache.resume import Rerun
 from cache.shards import ShardReader, open_shards
 from cache.storage import AnyPath
 from cache.verify import faults
+from pipeline.commands.targets import target_counts
 from pipeline.errors import each
-from pipeline.options import print_descriptions, print_json, printable, target_counts
+from pipeline.options import print_descriptions, print_json, printable
 from pipeline.progress import ProgressReport
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, decode_flac
 

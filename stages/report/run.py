@@ -22,8 +22,8 @@ def write_report(
     metrics: AnyPath, models: AnyPath, out: AnyPath, title: str = "Speech recognition report", resamples: int = 10_000
 ) -> AnyPath:
     """Writes index.html, report.md, figures/*.svg, curves/*.csv and comparison.json to `out`. Returns index.html."""
-    curves, runs = read_curves(models), read_runs(models)
-    comparisons = compare(read_results(metrics), runs, resamples)
+    results, curves, runs = read_results(metrics), read_curves(models), read_runs(models)
+    comparisons = compare(results, runs, resamples)
     page = make_page(title, comparisons, curves, runs, models, resamples)
     with sole_writer(out):
         _replace(out / "figures", ".svg", {figure.name: figure.file for figure in page.figures})

@@ -43,7 +43,7 @@ elif arguments[0] == "evaluate":
     write(f"metrics/{lang}", name + ".utterances.jsonl", {})
 elif arguments[0] == "report":
     Path("report/curves").mkdir(parents=True, exist_ok=True)
-    for method in ("clsr", "clsr-kd"):
+    for method in ("lora", "lora-kd"):
         Path(f"report/curves/cs-{method}.csv").write_text("step,loss,validation_wer\\n1,2.0,\\n2,1.5,0.7\\n")
 """
 
@@ -104,8 +104,8 @@ PREPARE = {"prepare --lang cs", "prepare --lang no"}  # looks at the corpus each
 def follows_the_cache(lang: str) -> set[str]:
     return {
         f"teacher-cache --lang {lang}",
-        f"train-student --lang {lang} --method clsr-kd",
-        f"evaluate --lang {lang} --system clsr-kd",
+        f"train-student --lang {lang} --method lora-kd",
+        f"evaluate --lang {lang} --system lora-kd",
     }
 
 
@@ -133,7 +133,7 @@ def test_training_settings_leave_cache_and_base_alone(project: Project):
     project.write_params(project.params)
     ran = project.repro()
     trained = {
-        f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("clsr", "clsr-kd")
+        f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("lora", "lora-kd")
     }
     assert {call for call in ran if not call.startswith(("evaluate", "report", "prepare"))} == trained
     assert not any("--system base" in call or "--system teacher" in call for call in ran)
@@ -141,10 +141,10 @@ def test_training_settings_leave_cache_and_base_alone(project: Project):
 
 def test_metrics_and_plots(project: Project):
     shown = project.dvc("metrics", "show", "--md")
-    assert "metrics/cs/clsr-kd.json" in shown.replace("\\", "/")
+    assert "metrics/cs/lora-kd.json" in shown.replace("\\", "/")
     page = project.dvc("plots", "show", "--out", str(project.folder / "plots")).strip()
     html = Path(page.removeprefix("file://")).read_text()
-    assert "report_curves_cs-clsr_csv" in html and "report_curves_cs-clsr-kd_csv" in html
+    assert "report_curves_cs-lora_csv" in html and "report_curves_cs-lora-kd_csv" in html
 
 
 def test_paper_preset_covers_all_languages_and_fleurs():

@@ -1,6 +1,6 @@
 """Finds what the pages name and the project does not have: paths, links, and names in a table of places; and long lines.
 
-`python tests/support/doc_links.py` prints each fault on a line and ends with 1 where there is one.
+`python tests/support/check_docs.py` prints each fault on a line and ends with 1 where there is one.
 """
 
 import re

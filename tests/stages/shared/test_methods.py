@@ -86,8 +86,8 @@ def test_a_method_in_the_wrong_group_is_refused(methods: str, complaint: str, tm
 def test_the_presets_list_methods_where_they_belong(preset: Path):
     methods = load_params(preset, {}).methods
     assert methods.from_transcripts and methods.from_teacher
-    assert methods.changes("clsr") == methods.from_transcripts["clsr"]
-    assert methods.changes("full") == methods.from_transcripts.get("full", {})
+    for name in ("clsr", "lora", "full"):
+        assert methods.changes(name) == methods.from_transcripts.get(name, {})
     assert methods.changes("full-kd") == {}
 
 
