@@ -28,7 +28,7 @@ from evidence_plan import LANGUAGE, RATES, STEPS, Step, plan, teacher_name
 from cache.files import read_jsonl
 
 KEPT = ("words", "word_errors", "characters", "character_errors")  # of each test line
-VALIDATE_EVERY = 128
+VALIDATE_EVERY = 125
 
 
 def main() -> None:
