@@ -19,6 +19,7 @@ from sources import ROOT
 
 from cache.files import read_json, sha256_file
 
+pytestmark = pytest.mark.real  # takes two minutes; test_dvc.py has a stand-in for `pipeline`
 NAMES = ("cache", "stages", "pipeline", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore")
 STAGES = ("prepare", "adapt-teacher", "teacher-cache", "train-from-teacher")
 # Starting Python with torch takes longer than a command does here. So a process that has loaded the libraries, and nothing of
@@ -164,7 +165,6 @@ def test_nothing_changed(project: Project):
     assert not [path for path in project.folder.rglob(".*.lock") if ".dvc" not in path.parts]
 
 
-@pytest.mark.real  # takes most of a minute
 def test_code_of_another_version_makes_its_work_again(project: Project):
     """The same change without a raised version runs the stage, which keeps its work: so its numbers are golden ones."""
     before = project.outputs()
@@ -180,7 +180,6 @@ def test_code_of_another_version_makes_its_work_again(project: Project):
     assert read_json(project.folder / "models/gl/clsr-kd/training.json")["settings"]["train_version"] == 99
 
 
-@pytest.mark.real  # takes half a minute
 def test_another_version_of_the_teacher_s_stage_reaches_training(project: Project):
     before = project.outputs()
     project.edit("stages/teacher_cache/run.py", raised("TEACHER_CACHE_VERSION"))
