@@ -23,10 +23,8 @@ UTTERANCE_FIELDS = {
     "audio": "bytes",  # 16 kHz mono FLAC
 }
 
-TRANSCRIPT, TEACHER = (
-    "transcript",
-    "teacher",
-)  # what a teacher record's targets are: the corpus' text, or the teacher's own
+# what a teacher record's targets are: the corpus' text, or the teacher's own words
+TRANSCRIPT, TEACHER = "transcript", "teacher"
 # by source, the field of a manifest that counts the utterances with such targets
 TARGET_COUNTS = {TRANSCRIPT: "transcript_targets", TEACHER: "teacher_targets"}
 # Shapes: T target tokens (text and end of text, without the prompt), M kept tokens (the sum of top_counts).

@@ -5,6 +5,7 @@ The two hold the provenance, all that the shards' content depends on, under the 
 """
 
 import hashlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -230,6 +231,11 @@ class ShardReader:
         left_out, not_selected = self.manifest.get("left_out"), self.manifest.get("not_selected")
         counts = [*(left_out.values() if isinstance(left_out, dict) else ()), not_selected]
         return sum(self.rows) + sum(count for count in counts if type(count) is int)
+
+    def records(self, only: tuple[str, ...] = ()) -> Iterator[dict]:
+        """Yields the records of all shards, in order, a shard in memory at a time; with `only`, these fields only."""
+        for index in range(len(self.shards)):
+            yield from self.read(index, only)
 
     def read(self, index: int, only: tuple[str, ...] = ()) -> list[dict]:
         """Returns the records of the shard at position `index`, in order; with `only`, these fields only."""

@@ -13,10 +13,7 @@ from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.models import find_model
-from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.cluster import cache_teacher_on_ray
-from stages.teacher_cache.crossfit import CrossFit
-from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.vocabulary import load_vocabulary
 from stages.teacher_cache.worker import ScoringRequest
@@ -40,12 +37,9 @@ def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
 
 def here(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:
     device = chosen_device(params)
-    student, jobs = load_vocabulary(task.student), []
-    for source in task.teachers:
-        teacher = load(source, task.audio_window_s)
-        use_token(teacher.model, task.language, task.token)
-        jobs.append(ScoringJob(teacher, task.language, task.settings, device, student))
-    return cache_teacher(CrossFit(tuple(jobs)), task.utterances, task.out, rerun, progress)
+    student = load_vocabulary(task.student)
+    job = task.job((load(source, task.audio_window_s) for source in task.teachers), student, device)
+    return cache_teacher(job, task.utterances, task.out, rerun, progress)
 
 
 def on_ray(task: ScoringRequest, params: Params, rerun: Rerun, progress: Progress[float]) -> dict[str, Any]:

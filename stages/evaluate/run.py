@@ -86,7 +86,7 @@ def evaluate(
         "gates": gates.shares(),
         "unscored": unscored,
     }
-    order = {row["id"]: number for number, row in enumerate(_ids(reader))}
+    order = {row["id"]: number for number, row in enumerate(reader.records(only=("id",)))}
     _write(out, metrics, sorted(rows, key=lambda row: order[row["id"]]))
     return metrics
 
@@ -115,11 +115,6 @@ def _write(out: AnyPath, metrics: dict[str, Any], rows: list[dict[str, Any]]) ->
     out.unlink(missing_ok=True)
     files.write_jsonl(out.with_suffix(".utterances.jsonl"), rows)
     files.write_json(out, metrics)
-
-
-def _ids(reader: ShardReader) -> Iterator[dict]:
-    for shard in range(len(reader.shards)):
-        yield from reader.read(shard, only=("id",))
 
 
 def _batches(reader: ShardReader, audio_window_s: int, batch_size: int) -> Iterator[list[Utterance]]:

@@ -24,7 +24,7 @@ CV13 = {
     "pl": (17_518, 8_534), "ta": (43_350, 11_973), "th": (32_477, 11_002), "uk": (16_911, 8_383),
 }  # fmt: skip
 # Settings that are not of the recipe, and the beginnings of those that concern some methods only.
-NO_RECIPE = {"max_validation", "validate_every", "seed", "gradient_checkpointing"}
+NOT_COMPARED = {"max_validation", "validate_every", "seed", "gradient_checkpointing"}
 OWN = {"gate_": "experts", "skip_gate": "experts", "expert_": "experts", "lora_": "adapter"}
 
 
@@ -104,7 +104,7 @@ def _changes(run: Run, system: str) -> list[str]:
     changes = {
         name: value
         for name, value in run.changes.items()
-        if name not in NO_RECIPE | {"batch_size", "accumulate"}
+        if name not in NOT_COMPARED | {"batch_size", "accumulate"}
         and all(method.trains == trains for start, trains in OWN.items() if name.startswith(start))
         and (method.needs_teacher or not name.startswith("kd_"))
         and (name, value) != ("learning_rate", method.learning_rate)

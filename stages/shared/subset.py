@@ -48,7 +48,7 @@ class Fold:
 
 def groups_of(utterances: ShardReader) -> list[str]:
     """Returns the group of each utterance."""
-    return [row["group"] for index in range(len(utterances.shards)) for row in utterances.read(index, only=("group",))]
+    return [row["group"] for row in utterances.records(only=("group",))]
 
 
 def assign_folds(groups: Iterable[str], count: int) -> dict[str, int]:

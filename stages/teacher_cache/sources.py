@@ -37,8 +37,7 @@ def target_sources(job: ScoringJob, utterances: ShardReader) -> TargetSources:
     tokenizer, room, prompt = job.vocabulary.tokenizer, job.student_room, job.student_prompt
     groups = [
         row["group"]
-        for index in range(len(utterances.shards))
-        for row in utterances.read(index, only=("text", "seconds", "group"))
+        for row in utterances.records(only=("text", "seconds", "group"))
         if not reason_against_transcript(tokenizer, room, row, job.language, prompt)
     ]
     return TargetSources(settings.targets, frozenset(choose_groups(groups, settings.transcribed_fraction)))

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +12,13 @@ from cache.errors import PipelineError
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.shared.whisper.device import choose_device, keep_freed_memory
-from stages.shared.whisper.models import load_whisper
+from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.targets import use_token
 from stages.teacher_cache.crossfit import CrossFit
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import write_scored
 from stages.teacher_cache.settings import TeacherCacheSettings
-from stages.teacher_cache.vocabulary import load_vocabulary
+from stages.teacher_cache.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class ScoringRequest:
     def absolute(self) -> "ScoringRequest":
         """Returns the request with absolute paths, for a process with another working folder."""
         return replace(self, utterances=self.utterances.absolute(), out=self.out.absolute())
+
+    def job(self, teachers: Iterable[Whisper], student: Vocabulary, device: torch.device) -> CrossFit:
+        """Returns what is asked for, with these teachers by fold. Their tokens are set in place."""
+        jobs = []
+        for teacher in teachers:
+            use_token(teacher.model, self.language, self.token)
+            jobs.append(ScoringJob(teacher, self.language, self.settings, device, student))
+        return CrossFit(tuple(jobs))
 
 
 class Worker:
@@ -74,14 +83,12 @@ class Worker:
     def _load(self) -> CrossFit:
         request = self.request
         self.utterances = ShardReader(request.utterances, "utterances")
-        device = choose_device(self.device)
         student = replace(load_vocabulary(self.student), model_id=request.student)
-        jobs = []
-        for folder, name in zip(self.teachers, request.teachers, strict=True):
-            teacher = replace(load_whisper(folder, request.audio_window_s), model_id=name)
-            use_token(teacher.model, request.language, request.token)
-            jobs.append(ScoringJob(teacher, request.language, request.settings, device, student))
-        return CrossFit(tuple(jobs))
+        teachers = (
+            replace(load_whisper(folder, request.audio_window_s), model_id=name)
+            for folder, name in zip(self.teachers, request.teachers, strict=True)
+        )
+        return request.job(teachers, student, choose_device(self.device))
 
     def score(self, index: int) -> dict[str, Any]:
         """Scores and writes shard `index`, and returns its entry for the manifest."""

@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
 
 def _rows(folder: Path, window: int, limit: int) -> list[dict]:
     reader = ShardReader(folder, "utterances")
-    rows = [row for shard in range(len(reader.shards)) for row in reader.read(shard) if row["seconds"] <= window]
+    rows = [row for row in reader.records() if row["seconds"] <= window]
     return sorted(rows[:limit], key=lambda row: row["seconds"])
 
 

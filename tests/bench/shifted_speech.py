@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=Path, default=Path("data/utterances/cs"))
     parser.add_argument("--out", type=Path, default=Path("shifted"))
     args = parser.parse_args()
-    tests, others = list(_rows(args.utterances / "test")), list(_rows(args.utterances / "train"))
+    tests, others = (list(ShardReader(args.utterances / split, "utterances").records()) for split in ("test", "train"))
     voices = [decode_flac(row["audio"], row["seconds"]) for row in others[:: max(1, len(others) // 200)]]
     random = np.random.default_rng(0)
     made = {
@@ -42,12 +41,6 @@ def main() -> None:
     for name, make in {**made, "espeak": lambda row: read_out(row["text"], args.utterances.name)}.items():
         _write(args.out / name, tests, make)
         print(f"{args.out / name}: {len(tests)} lines", flush=True)
-
-
-def _rows(folder: Path) -> Iterator[dict]:
-    reader = ShardReader(folder, "utterances")
-    for shard in range(len(reader.shards)):
-        yield from reader.read(shard)
 
 
 def _samples(row: dict) -> np.ndarray:

@@ -102,8 +102,7 @@ def make_teacher(folder: Path, utterances: Path, format: str = "parquet", seed: 
 
 
 def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:
-    reader = ShardReader(folder, kind)
-    return [row for index in range(len(reader.shards)) for row in reader.read(index)]
+    return list(ShardReader(folder, kind).records())
 
 
 def same(found: list[dict], expected: list[dict]) -> bool:

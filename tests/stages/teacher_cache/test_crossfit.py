@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_makers import rows_of
 from makers import make_tiny_whisper, make_utterance_shards, run_captured
 from references import assert_is_distribution, reference
 from ruamel.yaml import YAML
@@ -46,11 +47,6 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Whisper, ...]:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     return make_utterance_shards(tmp_path / "corpus/train", [7, 5, 1], first=0)
-
-
-def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:
-    reader = ShardReader(folder, kind)
-    return [row for index in range(len(reader.shards)) for row in reader.read(index)]
 
 
 def settings(**changes) -> TeacherCacheSettings:

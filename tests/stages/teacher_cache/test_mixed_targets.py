@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_makers import rows_of
 from makers import make_utterance_shards, run_captured, speaking
 from references import assert_is_distribution, reference, targets_of
 from training import train_one
@@ -57,11 +58,6 @@ def corpus(tmp_path: Path) -> Path:
 def cache(teacher: Whisper, source: Path, out: Path, **changes) -> dict:
     chosen = {**BOUNDS, "targets": "mixed", "batch_size": 5, "dtype": "fp32", **changes}
     return cache_teacher(ScoringJob(teacher, "cs", TeacherCacheSettings(**chosen), CPU), source, out)
-
-
-def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:
-    reader = ShardReader(folder, kind)
-    return [row for index in range(len(reader.shards)) for row in reader.read(index)]
 
 
 def left_out(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_makers import rows_of
 from makers import make_tiny_whisper, make_utterance, make_utterance_shards, speaking
 from references import assert_is_distribution, reference, targets_of
 
@@ -47,11 +48,6 @@ def make_shards(folder: Path, texts: list[str], rows: list[int]) -> Path:
 def cache(teacher: Whisper, source: Path, out: Path, **changes) -> dict:
     chosen = {**BOUNDS, "targets": "pseudo", "batch_size": 5, "dtype": "fp32", **changes}
     return cache_teacher(ScoringJob(teacher, "cs", TeacherCacheSettings(**chosen), CPU), source, out)
-
-
-def rows_of(folder: Path, kind: str = "teacher") -> list[dict]:
-    reader = ShardReader(folder, kind)
-    return [row for index in range(len(reader.shards)) for row in reader.read(index)]
 
 
 def alone(teacher: Whisper, utterance: dict) -> Transcript:
