@@ -26,6 +26,7 @@ from common import cpu_name
 from evidence_plan import LANGUAGE, RATES, STEPS, Step, plan, teacher_name
 
 from cache.files import read_jsonl
+from stages.shared.whisper.device import compute_dtype
 
 KEPT = ("words", "word_errors", "characters", "character_errors")  # of each test line
 VALIDATE_EVERY = 125
@@ -45,6 +46,8 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    if unmade := [step.name for step in steps if step.name not in queue.records.done()]:
+        sys.exit(f"{len(unmade)} of {len(steps)} steps have no record, see {args.out}/logs: {', '.join(unmade)}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -106,11 +109,15 @@ def _work(args: argparse.Namespace, queue: Queue, core: int) -> None:
         record = None
         try:
             facts = _run(args, step, core, queue.records.done())
-            machine = f"{cpu_name()}, torch {torch.__version__}, one core"
+            machine = f"{cpu_name()}, torch {torch.__version__}, one core, {_precision()}"
             record = {"name": step.name, "seconds": round(time.monotonic() - started), "machine": machine, **facts}
         except subprocess.CalledProcessError as error:
             print(f"{step.name}: ended with {error.returncode}", flush=True)
         queue.end(step, record)
+
+
+def _precision() -> str:
+    return str(compute_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 def _run(args: argparse.Namespace, step: Step, core: int, done: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ SCARCE = FRACTIONS["quarter"]
 # Forward KL with less weight on the words won over the paper's loss in each of six pairs of runs
 TAUGHT = {"kd_divergence": "kl", "kd_weight": 1.0, "ce_weight": 0.5, "label_smoothing": 0.0}
 WORDS = {"kd_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.1}
+SCARCE_STUDENTS = (("words", WORDS), ("taught", TAUGHT))
 SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothing, as in TAUGHT
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
@@ -61,30 +62,26 @@ class Step:
 def plan() -> list[Step]:
     """Returns all steps, the most telling first."""
     return [
-        *_made_by_teachers(LANGUAGE, "one", CACHES),
-        Step("base", "system", "base"),
-        Step("base-30s", "system", "base-30s"),
-        Step("teacher", "system", "teacher", teacher="one"),
-        *_searches(),
-        *(_scarce("words", WORDS, "one", seed) for seed in SEEDS[:1]),
-        *(_scarce("taught", TAUGHT, "one", seed) for seed in SEEDS[:1]),
+        *_made_by_teachers(LANGUAGE, "one", ["mixed"]),
+        *_searches("lora"),
+        *(_scarce(name, changes, "one", 0) for name, changes in SCARCE_STUDENTS),
         _student("quarter", "lora", 0),
-        *(_experts("half", seed) for seed in SEEDS[:1]),
-        *(_student("half", method, 0) for method in METHODS),
-        *(step for seed in SEEDS[1:] for step in (_experts("half", seed), _student("half", "lora", seed))),
-        *(_gated(name, 0) for name in GATES),
+        *_made_by_teachers(LANGUAGE, "crossfit", ["mixed"]),
+        *(_scarce(name, changes, "crossfit", 0) for name, changes in SCARCE_STUDENTS),
         *(
-            _scarce(name, changes, "one", seed)
+            _scarce(name, changes, teacher, seed)
             for seed in SEEDS[1:]
-            for name, changes in (("words", WORDS), ("taught", TAUGHT))
+            for teacher in TEACHERS
+            for name, changes in SCARCE_STUDENTS
         ),
-        *_made_by_teachers(LANGUAGE, "crossfit", CACHES),
-        Step("teacher-crossfit", "system", "teacher", teacher="crossfit"),
-        *(
-            _scarce(name, changes, "crossfit", seed)
-            for seed in SEEDS
-            for name, changes in (("words", WORDS), ("taught", TAUGHT))
-        ),
+        *(step for seed in SEEDS for step in (_experts("half", seed), _student("half", "lora", seed))),
+        *(Step(name, "system", name) for name in ("base", "base-30s")),
+        *(Step(name, "system", "teacher", teacher=of) for name, of in (("teacher", "one"), ("teacher-crossfit", "crossfit"))),
+        *(_gated(name, 0) for name in GATES),
+        *_searches("clsr"),
+        *_searches("full"),
+        *_made_by_teachers(LANGUAGE, "one", ["transcripts"])[1:],
+        *(_student("half", method, 0) for method in METHODS if method != "lora"),
         _scarce("paper-loss", PAPER_LOSS, "one", 0),
         _scarce("sharp-words", SHARP_WORDS, "one", 0),
         *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS if method != "lora"),
@@ -94,7 +91,7 @@ def plan() -> list[Step]:
         *(Step(f"{OTHER}/{name}", "system", name, language=OTHER) for name in ("base", "base-30s")),
         Step(f"{OTHER}/teacher", "system", "teacher", teacher="one", language=OTHER),
         Step(f"{OTHER}/lora", "student", "lora", 0, {"train_fraction": SCARCE}, rate_of="lora", language=OTHER),
-        *(_scarce(name, changes, "one", 0, OTHER) for name, changes in (("words", WORDS), ("taught", TAUGHT))),
+        *(_scarce(name, changes, "one", 0, OTHER) for name, changes in SCARCE_STUDENTS),
         *(_elsewhere(method, OTHER, None) for method in ("full", "lora")),
         *(_shifted(system, corpus) for corpus in SHIFTS for system in ("base", "base-30s", "teacher")),
         *(_elsewhere(method, LANGUAGE, corpus) for corpus in SHIFTS for method in METHODS if method != "full-kd"),
@@ -123,12 +120,11 @@ def _made_by_teachers(language: str, teacher: str, caches: Any) -> list[Step]:
     return made
 
 
-def _searches() -> list[Step]:
+def _searches(method: str) -> list[Step]:
     half = {"train_fraction": FRACTIONS["half"], "max_steps": SEARCH_STEPS}
     return [
         Step(_rate_name(method, rate), "search", method, SEARCH_SEED, {**half, "learning_rate": rate})
-        for method, rates in RATES.items()
-        for rate in rates
+        for rate in RATES[method]
     ]
 
 
