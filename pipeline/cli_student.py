@@ -11,6 +11,7 @@ from pipeline.options import (
     examples,
     lang_option,
     languages_of,
+    name_of,
     params_of,
     pop_section,
     rerun_options,
@@ -76,7 +77,14 @@ def train_student_command(
     train_student(params, languages, list(methods), changes, rerun, together)
 
 
-@click.command("evaluate", epilog=examples("pipeline evaluate --lang cs --system base --system clsr-kd"))
+@click.command(
+    "evaluate",
+    epilog=examples(
+        "pipeline evaluate --lang cs --system base --system clsr-kd\n"
+        "pipeline evaluate --lang cs --model exported/student --name student-int8\n"
+        "pipeline evaluate --lang cs --system clsr-kd --untouched nl"
+    ),
+)
 @lang_option
 @token_option
 @click.option(
@@ -87,7 +95,28 @@ def train_student_command(
     help=f"One or several of {', '.join(SYSTEMS)}, or a name in the parameters' baselines. Default: all there are.",
 )
 @click.option(
+    "--model",
+    metavar="FOLDER_OR_ID",
+    help="Any model, in place of --system: experts, an adapter, or any Whisper, by folder or hub id. It has its own audio "
+    "window, as in `transcribe`.",
+)
+@click.option("--name", callback=name_of, help="What the model of --model is called in metrics and in the report.")
+@click.option(
     "--corpus", "further", help="A further test corpus of the language, by name, instead of its own test split."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="What is decoded. Weights are chosen on the validation split, so that its rates are too good.",
+)
+@click.option(
+    "--untouched",
+    multiple=True,
+    callback=languages_of,
+    metavar="LANG",
+    help="Other languages with a prepared test split: check that each text there is the same as the base's.",
 )
 @base_option
 @device_option
@@ -97,14 +126,26 @@ def evaluate_command(
     languages: list[str],
     token: str | None,
     systems: tuple[str, ...],
+    model: str | None,
+    name: str | None,
     further: str | None,
+    split: str,
+    untouched: list[str],
     base: str | None,
     **flags: Any,
 ) -> None:
     """Decode the test split, and write word and character error rates."""
-    from pipeline.commands.evaluate import evaluate
+    from pipeline.commands.evaluate import VALIDATION, Request, evaluate
 
-    evaluate(params_of(ctx, **flags, **with_token(languages, token)), languages, list(systems), further, base)
+    if (model is None) != (name is None):
+        raise click.UsageError("--model and --name go together: a model, and what it is called in the report")
+    if model and systems:
+        raise click.UsageError("--model and --system exclude each other: give one of them")
+    if further and split == VALIDATION:
+        raise click.UsageError("--corpus is a test corpus: it has no --split validation")
+    corpus = VALIDATION if split == VALIDATION else further
+    request = Request(systems, model, name, corpus, base, tuple(untouched))
+    evaluate(params_of(ctx, **flags, **with_token(languages, token)), languages, request)
 
 
 @click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))

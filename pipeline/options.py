@@ -1,6 +1,7 @@
 """Options, their callbacks and printing, for all modules of the command line."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -97,6 +98,15 @@ def entry_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
         return entry_name(value)
     except PipelineError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def name_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Returns the name of a system: it becomes a file's name. A name in `baselines` begins with base-."""
+    if value is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) or value.startswith("base-")):
+        raise click.BadParameter(
+            f"{value!r}: expected up to 64 letters of A-Z, digits, '.', '_' and '-', and not base- at its beginning"
+        )
+    return value
 
 
 def path_of(ctx: click.Context, param: click.Parameter, value: str | None) -> AnyPath | None:

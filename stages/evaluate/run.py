@@ -32,7 +32,7 @@ class Subject:
     """What is evaluated."""
 
     language: str
-    system: str  # base, teacher, or the name of a method
+    system: str  # base, teacher, the name of a method, or the name that a user gave
     source: str  # the folder or hub id of the model
 
 
@@ -89,6 +89,12 @@ def evaluate(
     order = {row["id"]: number for number, row in enumerate(reader.records(only=("id",)))}
     _write(out, metrics, sorted(rows, key=lambda row: order[row["id"]]))
     return metrics
+
+
+def changed_texts(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
+    """Returns the ids of the utterances of `rows` whose text is not the same, letter by letter, in `others`."""
+    texts = {row["id"]: row["hypothesis"] for row in others}
+    return [row["id"] for row in rows if texts.get(row["id"]) != row["hypothesis"]]
 
 
 def _score(

@@ -78,10 +78,24 @@ def test_the_language_is_the_experts_or_asked_for(folder, monkeypatch):
     assert list(model.languages) == ["gl"]
     default, named = (list(pipeline.transcribe(model, "talk.mp3", language)) for language in (None, "Galician"))
     assert default == named
-    assert list(pipeline.transcribe(model, Path("talk.mp3"), device="cpu", dtype="fp32")) == default
+    exact = pipeline.load_model("models/gl/clsr-kd")
+    path, text = (
+        list(pipeline.transcribe(exact, talk, device="cpu", dtype="fp32")) for talk in (Path("talk.mp3"), "talk.mp3")
+    )
+    assert path == text
     base = pipeline.load_model("openai/whisper-small")
     with pytest.raises(PipelineError, match="no language was given, and it does not say its language: give one"):
         next(pipeline.transcribe(base, "talk.mp3"))
+
+
+def test_weights_that_were_rounded_are_not_taken_for_exact_ones(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    model = pipeline.load_model("models/gl/clsr-kd")
+    first = list(pipeline.transcribe(model, "talk.mp3", dtype="bf16"))
+    for other, name in (("fp32", "float32"), ("fp16", "float16")):
+        with pytest.raises(PipelineError, match=f"rounded to bfloat16 when it was used: load it again for {name}"):
+            list(pipeline.transcribe(model, "talk.mp3", dtype=other))
+    assert list(pipeline.transcribe(model, "talk.mp3", dtype="bf16")) == first
 
 
 def test_the_command_line_starts_without_torch():

@@ -71,10 +71,16 @@ def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) ->
 
     Autocast would make the same values, but at every call, and so with experts for every decoded token. The token
     embeddings stay as they are. The output projection, which shares them, gets its own copy.
+    Raises PipelineError where an earlier call has rounded them to another type: what they were before is lost.
     """
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for module in model.modules():
         products = isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
+        if products and module.weight.dtype not in (torch.float32, dtype):
+            found, wanted = (str(one).removeprefix("torch.") for one in (module.weight.dtype, dtype))
+            raise PipelineError(
+                f"the model's weights were rounded to {found} when it was used: load it again for {wanted}"
+            )
         if products and dtype != torch.float32 and not trained.intersection(module.parameters(recurse=False)):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
