@@ -84,6 +84,7 @@ class Paths(Settings):
     models: PathOrUrl = Path("models")
     metrics: PathOrUrl = Path("metrics")
     report: PathOrUrl = Path("report")
+    runs: Path = Field(Path("runs"), description="what the trackers TensorBoard and DVCLive of train.track write")
 
     def split(self, language: str, split: str) -> AnyPath:
         """Returns the folder of a split's utterance shards."""

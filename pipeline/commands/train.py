@@ -75,7 +75,8 @@ def run_training(
     whisper = load(base, params.audio_window_s) if processes.main else load_whisper(base, params.audio_window_s)
     title = f"{method} {'+'.join(one.language for one in data)}"
     with ProgressReport(title, "steps") if processes.main else nullcontext() as report:
-        execution = Execution(processes.device, rerun, report.losses if report else silent, processes)
+        progress = report.losses if report else silent
+        execution = Execution(processes.device, rerun, progress, processes, params.paths.runs, say)
         result = train_on_shards(whisper, method, data, out, settings, execution)
     if processes.main:
         counts = {source: result[name] for source, name in TARGET_COUNTS.items()}

@@ -28,6 +28,10 @@ CURVE = "curve.jsonl"
 Losses = dict[str, float]
 
 
+def ignore(row: Losses) -> None:
+    """Sends a row of the curve nowhere."""
+
+
 class TrainingLoop:
     """Takes `total_steps` optimizer steps of `accumulate` batches each, on every one of `processes`.
 
@@ -61,8 +65,12 @@ class TrainingLoop:
             fused=True,
         )
 
-    def train(self, progress: Progress[Losses]) -> checkpoint.Position:
-        """Trains to the end. progress: is called with steps done, steps in all, and the losses of the step."""
+    def train(self, progress: Progress[Losses], track: Callable[[Losses], None] = ignore) -> checkpoint.Position:
+        """Trains to the end.
+
+        progress: is called with steps done, steps in all, and the losses of the step. track: with each row of the curve.
+        """
+        self.track = track
         torch.manual_seed(self.settings.seed + self.processes.rank)
         position = checkpoint.load(self.folder, self.trainee, self.optimizer, self.processes)
         self._check_folder(position.step)
@@ -215,9 +223,10 @@ class TrainingLoop:
     def _epoch(self, step: int) -> float:
         return round(step / self.steps_per_epoch, 4)
 
-    def _log(self, row: dict[str, float]) -> None:
+    def _log(self, row: Losses) -> None:
         if self.processes.main:
             files.append_text(self.folder / CURVE, json.dumps(row) + "\n")
+            self.track(row)
 
     def _cut_curve(self, step: int) -> None:
         """Removes the curve's rows after the checkpoint, and a row that a full disk cut short: they are written again."""

@@ -1,9 +1,10 @@
 """Trains a student from shards: one language, or several together. Writes a folder for each language."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,13 +33,14 @@ from stages.train_student.mixture import Mixture
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
 from stages.train_student.start import chosen_layers, find_start
+from stages.train_student.tracking import tracked
 from stages.train_student.trainee import Trainee
 from stages.train_student.validation import Clip, Validation, validate_languages, validation_clips
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
 # Settings that are not of the recipe. The dtype that was taken is recorded with the settings.
-NO_RECIPE = {"dtype", "log_every", "save_every", "verify"}
+NO_RECIPE = {"dtype", "log_every", "save_every", "track", "verify"}
 RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
 
 
@@ -91,6 +93,8 @@ class Execution:
     rerun: Rerun = "refuse"
     progress: Progress[Losses] = silent  # steps done, steps in all, losses of the step
     processes: Processes = SINGLE_PROCESS
+    runs: Path = Path("runs")  # the folder of trackers that write files
+    warn: Callable[[str], None] = lambda line: None
 
 
 def train_student(
@@ -213,7 +217,11 @@ class _Run:
             return validate_languages(validations, self.processes)
 
         loop = TrainingLoop(trainee, data, self.settings, self.dtype, self.out, validate, save_best, self.processes)
-        return trainee, loop.train(self.execution.progress)
+        run, execution = f"{self.out.parent.name}/{self.out.name}", self.execution
+        with tracked(
+            self.settings.track, run, execution.runs, self._settings(), execution.warn, self.processes
+        ) as track:
+            return trainee, loop.train(execution.progress, track)
 
     def _settings(self) -> dict[str, Any]:
         """Returns whatever the weights depend on; with several languages some of it as lists, one value a language."""

@@ -8,6 +8,7 @@ from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
 from stages.shared.student.forms import Gates
 from stages.train_student.token_weights import TokenWeights
+from stages.train_student.tracking import Tracker
 
 
 class TrainSettings(Settings):
@@ -109,6 +110,11 @@ class TrainSettings(Settings):
     start_from: str | None = Field(
         None,
         description="a folder with an expert or an adapter of another language, to begin as; null: begin as the base",
+    )
+    track: list[Tracker] = Field(
+        [],
+        description="experiment trackers that get the curve, each an extra of its name: tensorboard, trackio, wandb, dvclive; "
+        "the first and the last write to paths.runs",
     )
     seed: int = Field(0, ge=0)
     verify: bool = Field(False, description="before training, check the hash of every shard, and not only its size")

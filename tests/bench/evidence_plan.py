@@ -9,7 +9,7 @@ Kind = Literal["teacher", "cache", "search", "student", "system"]
 
 STEPS, SEARCH_STEPS, SEARCH_SEED, SEEDS = 250, 96, 99, (0, 1, 2)
 LANGUAGE, OTHER = "cs", "nl"
-RATES = {"full": (2e-5, 5e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3), "clsr": (1e-4, 3e-4, 1e-3)}
+RATES = {"full": (2e-5, 5e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3), "clsr": (1e-4, 3e-4, 1e-3)}
 FRACTIONS = {"quarter": 0.25, "half": 0.5, "all": 1.0}
 SCARCE = FRACTIONS["quarter"]
 # Forward KL with less weight on the words won over the paper's loss in each of six pairs of runs
