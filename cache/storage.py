@@ -97,6 +97,10 @@ class RemotePath(ProxyUPath):
     def _find(self) -> list[str]:
         return self._try(lambda: self.fs.find(self.path))
 
+    def tree(self) -> list[str]:
+        """Returns all files below this folder, as paths from it, sorted."""
+        return sorted(name.removeprefix(self.path).strip("/") for name in self._find())
+
     def listing(self) -> dict[str, dict[str, Any]]:
         """Maps each name directly in this folder to the store's entry for it. {} where there is no such folder."""
         try:

@@ -13,12 +13,14 @@ from pipeline.options import (
     languages_of,
     name_of,
     params_of,
+    path_of,
     pop_section,
     rerun_options,
     token_option,
     with_token,
 )
 from stages.shared.methods import CLSR_KD, METHODS, described
+from stages.transcribe.settings import FORMATS
 
 SYSTEMS = ("base", "teacher", *METHODS)
 
@@ -148,7 +150,13 @@ def evaluate_command(
     evaluate(params_of(ctx, **flags, **with_token(languages, token)), languages, request)
 
 
-@click.command("transcribe", epilog=examples("pipeline transcribe talk.mp3 --model models/cs/clsr-kd"))
+@click.command(
+    "transcribe",
+    epilog=examples(
+        "pipeline transcribe talk.mp3 --model models/cs/clsr-kd\n"
+        "pipeline transcribe recordings/ --model models/cs/clsr-kd --format srt --out subtitles"
+    ),
+)
 @click.argument("files", nargs=-1, required=True)
 @click.option(
     "--lang",
@@ -156,10 +164,22 @@ def evaluate_command(
     multiple=True,
     callback=languages_of,
     metavar="LANG",
-    help="Code or name; default: the language that the model was trained for.",
+    help="Code or name; default: the language that the model was trained for, or else the one that is heard.",
 )
 @token_option
 @click.option("--model", required=True, help="Folder of experts or an adapter, or folder or hub id of any Whisper.")
+@click.option(
+    "--format",
+    type=click.Choice(list(FORMATS)),
+    default="text",
+    help="srt and vtt: subtitles; json and tsv: with times, json of each word.",
+)
+@click.option(
+    "--out",
+    callback=path_of,
+    metavar="FOLDER",
+    help="Write one file for each recording there; default: print.",
+)
 @base_option
 @device_option
 @click.pass_context
@@ -170,12 +190,13 @@ def transcribe_command(
     token: str | None,
     model: str,
     base: str | None,
-    device: str | None,
+    **options: Any,
 ) -> None:
-    """Print what is said in audio files of any length."""
-    from pipeline.commands.transcribe import transcribe
+    """Write down what is said in audio files of any length. FILES may be folders: all recordings in them are taken."""
+    from pipeline.commands.transcribe import Output, transcribe
 
     if len(languages) > 1:
         raise click.BadParameter("one language at a time", param_hint="--lang")
-    params = params_of(ctx, device=device, **with_token(languages, token))
-    transcribe(params, list(files), languages[0] if languages else None, model, base)
+    params = params_of(ctx, device=options["device"], **with_token(languages, token))
+    output = Output(options["format"], options["out"])
+    transcribe(params, list(files), languages[0] if languages else None, model, base, output)

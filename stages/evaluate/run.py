@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from cache import files
@@ -16,15 +15,17 @@ from cache.storage import AnyPath
 from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared import scoring
-from stages.shared.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
+from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.prefetch import prefetch
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.device import compute_dtype, round_weights
+from stages.shared.whisper.joining import join_windows
 from stages.shared.whisper.targets import token_of
+from stages.shared.windows import Window, cut_at_pauses
 
 # Raise it whenever the same model and utterances give other metrics or rows.
-EVALUATE_VERSION = 1
+EVALUATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Utterance:
     group: str
     seconds: float
     text: str
-    windows: list[np.ndarray]  # 16 kHz samples; longer audio than the model's window is decoded window by window
+    windows: list[Window]  # longer audio than the model takes is decoded window by window
 
 
 def evaluate(
@@ -140,20 +141,22 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
 
 def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[dict[str, Any]]:
     """Returns each utterance's text, and whether one of its windows ended in a loop, or did not end."""
-    clips = [window for utterance in batch for window in utterance.windows]
+    windows = [window for utterance in batch for window in utterance.windows]
     transcripts: list[Transcript] = []
-    for start in range(0, len(clips), len(batch)):
-        part = clips[start : start + len(batch)]
-        found, by_layer = transcribe.with_gates(part)
-        decoded = [(clip, one) for clip, one in zip(part, found, strict=True) if not one.silent]
-        seconds, tokens = [len(clip) / SAMPLE_RATE for clip, _ in decoded], [len(one.tokens) for _, one in decoded]
+    for start in range(0, len(windows), len(batch)):
+        part = windows[start : start + len(batch)]
+        found, by_layer = transcribe.with_gates([one.samples for one in part], timed=[one.overlaps for one in part])
+        decoded = [(window, one) for window, one in zip(part, found, strict=True) if not one.silent]
+        seconds = [len(window.samples) / SAMPLE_RATE for window, _ in decoded]
+        tokens = [len(one.tokens) for _, one in decoded]
         gates.add(by_layer, seconds, tokens)
         transcripts += found
     each = iter(transcripts)
-    return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
+    return [_joined([(window, next(each)) for window in utterance.windows]) for utterance in batch]
 
 
-def _joined(windows: list[Transcript]) -> dict[str, Any]:
+def _joined(decoded: list[tuple[Window, Transcript]]) -> dict[str, Any]:
+    windows = list(join_windows(decoded))
     return {
         "hypothesis": " ".join(one.text for one in windows if one.text),
         "looped": any(one.looped for one in windows),

@@ -113,36 +113,6 @@ def _resampled(
         raise PipelineError(f"{name_of(source)}: cannot be resampled ({reason_of(error)})") from None
 
 
-def cut_at_pauses(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
-    """Yields the recording that consists of `pieces`, 16 kHz, in windows of at most `seconds`, cut where it is quietest.
-
-    A cut within a word spoils both windows, and for a rest of a few samples Whisper invents a sentence. Therefore a cut lies
-    in the second half of a window, and the last two windows are about equally long.
-    """
-    size = round(seconds * SAMPLE_RATE)
-    pending = np.zeros(0, np.float32)
-    for piece in pieces:
-        pending = np.concatenate([pending, piece])
-        while len(pending) >= 2 * size:
-            cut = _quietest(pending, size // 2, size)
-            yield pending[:cut]
-            pending = pending[cut:]
-    if len(pending) > size:
-        spread = min(size // 4, size - len(pending) // 2)
-        cut = _quietest(pending, len(pending) // 2 - spread, len(pending) // 2 + spread)
-        yield pending[:cut]
-        pending = pending[cut:]
-    if len(pending):
-        yield pending
-
-
-def _quietest(samples: np.ndarray, lowest: int, highest: int) -> int:
-    """Returns the middle of the quietest tenth of a second between two positions."""
-    width = min(SAMPLE_RATE // 10, highest - lowest)
-    energy = np.cumsum(np.square(samples[lowest:highest], dtype=np.float64))
-    return lowest + width // 2 + int(np.argmin(energy[width:] - energy[:-width])) if len(energy) > width else highest
-
-
 def encode_flac(samples: np.ndarray) -> bytes:
     """Returns (samples,) float32 as 16 kHz mono 16-bit FLAC. Values outside [-1, 1] are clipped."""
     buffer = io.BytesIO()

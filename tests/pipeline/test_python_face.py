@@ -15,6 +15,7 @@ from cache.errors import PipelineError
 from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.student.metadata import base_metadata
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.whisper.languages import LANGUAGES, language_name
 from stages.shared.whisper.models import load_whisper
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -78,14 +79,37 @@ def test_the_language_is_the_experts_or_asked_for(folder, monkeypatch):
     assert list(model.languages) == ["gl"]
     default, named = (list(pipeline.transcribe(model, "talk.mp3", language)) for language in (None, "Galician"))
     assert default == named
-    exact = pipeline.load_model("models/gl/clsr-kd")
-    path, text = (
-        list(pipeline.transcribe(exact, talk, device="cpu", dtype="fp32")) for talk in (Path("talk.mp3"), "talk.mp3")
-    )
-    assert path == text
+    assert list(pipeline.transcribe(model, Path("talk.mp3"), device="cpu", dtype="auto")) == default
+    assert {window.language for window in default} == {"gl"}
+
+
+def test_a_language_that_the_model_does_not_say_is_heard(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    said: list[str] = []
     base = pipeline.load_model("openai/whisper-small")
-    with pytest.raises(PipelineError, match="no language was given, and it does not say its language: give one"):
-        next(pipeline.transcribe(base, "talk.mp3"))
+    (window,) = pipeline.transcribe(base, "talk.mp3", warn=said.append)
+    assert window.language in LANGUAGES
+    assert said == [
+        f"talk.mp3: detected {language_name(window.language)} ({window.language}), {said[0].rpartition(', ')[2]}"
+    ]
+    assert list(pipeline.transcribe(base, "talk.mp3", window.language)) == [window]
+
+
+def test_windows_have_times_and_words(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (window,) = pipeline.transcribe(pipeline.load_model("models/gl/clsr-kd"), "talk.mp3")
+    assert "".join(word.text for word in window.words).strip() == window.text
+    assert 0 <= window.start == window.words[0].start <= window.words[-1].end == window.end <= 0.6
+    assert all(0 < word.probability <= 1 for word in window.words)
+
+
+def test_a_silent_recording_has_no_language(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    soundfile.write(tmp_path / "silent.wav", [0.0] * SAMPLE_RATE, SAMPLE_RATE)
+    model = pipeline.load_model("openai/whisper-small")
+    with pytest.raises(PipelineError, match="nothing is to be heard in it that tells its language: give the language"):
+        next(pipeline.transcribe(model, tmp_path / "silent.wav"))
+    assert [window.text for window in pipeline.transcribe(model, tmp_path / "silent.wav", "cs")] == [""]
 
 
 def test_weights_that_were_rounded_are_not_taken_for_exact_ones(folder, monkeypatch):

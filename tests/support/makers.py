@@ -23,7 +23,7 @@ from cache.shards import ShardReader, ShardWriter
 from pipeline.cli import main
 from stages.shared.audio import SAMPLE_RATE, audio_sha256, encode_flac
 from stages.shared.student.experts import write_expert
-from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
+from stages.shared.whisper.models import Whisper, load_whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import prompt_ids, target_ids, token_of
 
 TEXTS = [
@@ -118,6 +118,25 @@ def speaking(whisper: Whisper, listen: float, end: float, seed: int) -> Whisper:
         width = decoder.embed_tokens.weight.shape[1]
         decoder.embed_tokens.weight[tokenizer.eos_token_id] = end * 0.02 * torch.randn(width, generator=random)
         decoder.layer_norm.weight.mul_(20)  # peaked; what is most likely stays so
+    return whisper
+
+
+def saying(folder: Path, text: str, window: int = 1) -> Whisper:
+    """A Whisper that says `text` to whatever it hears, a token per byte, and ends; "" says nothing."""
+    whisper = load_whisper(str(folder), window)
+    decoder = whisper.model.model.decoder
+    wanted = [*whisper.tokenizer.encode(f" {text}", add_special_tokens=False), whisper.tokenizer.eos_token_id]
+    whisper.model.generation_config.suppress_tokens = []
+    with torch.no_grad():
+        decoder.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
+        decoder.embed_positions.weight.zero_()
+        for layer in decoder.layers:
+            for linear in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
+                linear.weight.zero_()
+                linear.bias.zero_()
+        for position in range(3, 448):
+            token = wanted[min(position - 3, len(wanted) - 1)]
+            decoder.embed_positions.weight[position] = 100 * decoder.embed_tokens.weight[token]
     return whisper
 
 

@@ -1,10 +1,11 @@
 """Transcribes clips greedily with transformers' `generate`. All stages decode text here."""
 
 import copy
+import math
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from stages.shared.audio import is_silent
+from stages.shared.audio import SAMPLE_RATE, is_silent
+from stages.shared.whisper.alignment import align
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import prompt_ids, token_of
+from stages.shared.whisper.window import POSITIONS_PER_SECOND
+from stages.shared.whisper.words import Word, split_words, timed_words
 
 # Shapes: B clips of a batch, T positions, S encoder positions, D model width
 LOOP_TOKENS, LOOP_REPEATS = 24, 4  # a loop is at least so many tokens, in at least so many copies of one piece
@@ -58,6 +62,10 @@ class Transcript:
     unended: bool  # stopped at the greatest number of tokens: its end is missing
     compression_ratio: float  # of the text with its loop, see `compression_ratio`
     silent: bool = False  # the clip is silent and was not decoded
+    language: str = ""  # code of the language that it was decoded as
+    start: float = 0.0  # seconds: of the first word and the last one, or of the window if there are none
+    end: float = 0.0
+    words: tuple[Word, ...] = ()  # with times, where these were asked for
 
 
 class Transcriber:
@@ -72,11 +80,12 @@ class Transcriber:
         self.whisper, self.language, self.dtype, self.cut_loops = whisper, language, dtype, cut_loops
         self.log_mel = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)
         self.spoken = {} if whisper.english_only else {"language": f"<|{language}|>", "task": "transcribe"}
+        self.prompt = prompt_ids(whisper, language)
         self.config = copy.deepcopy(whisper.model.generation_config)
         if token := getattr(self.config, "lang_to_id", {}).get(f"<|{token_of(whisper.model, language)}|>"):
             self.config.lang_to_id = {**self.config.lang_to_id, f"<|{language}|>": token}
         self.config.update(num_beams=1, do_sample=False, max_length=None)
-        self.max_tokens = whisper.model.config.max_target_positions - len(prompt_ids(whisper, language))
+        self.max_tokens = whisper.model.config.max_target_positions - len(self.prompt)
         self.config.max_new_tokens = self.max_tokens
         # Timestamps are suppressed: `generate` seeks back at one that was not asked for, at worst for ever.
         stamps = range(self.config.no_timestamps_token_id + 1, whisper.model.config.vocab_size)
@@ -87,19 +96,39 @@ class Transcriber:
         return self.with_gates(clips)[0]
 
     @torch.inference_mode()
-    def with_gates(self, clips: list[np.ndarray]) -> tuple[list[Transcript], Gates]:
-        """Returns the transcripts, and the gates of the clips that are not silent, in their order."""
-        silent = [is_silent(clip) for clip in clips]
-        audible = [clip for clip, nothing in zip(clips, silent, strict=True) if not nothing]
-        found: list[Transcript] = []
+    def with_gates(self, clips: list[np.ndarray], timed: Sequence[bool] = ()) -> tuple[list[Transcript], Gates]:
+        """Returns the transcripts, and the gates of the clips that are not silent, in their order.
+
+        timed: for each clip, whether its transcript gets its words with their times in the clip; (): none does.
+        """
+        audible = [number for number, clip in enumerate(clips) if not is_silent(clip)]
+        found = {number: self._silence() for number in range(len(clips))}
         gates: Gates = {}
         if audible:
-            features = self.log_mel(audible).to(self.whisper.model.device)
+            features = self.log_mel([clips[number] for number in audible]).to(self.whisper.model.device)
             with self._route() as routing, self._autocast():
-                found = self._generate(self.whisper.model.model.encoder(features).last_hidden_state)
+                encoded_BSD = self.whisper.model.model.encoder(features).last_hidden_state
+                found |= zip(audible, self._generate(encoded_BSD), strict=True)
                 gates = routing.gates if routing else {}
-        each = iter(found)
-        return [self._silence() if nothing else next(each) for nothing in silent], gates
+            rows = [row for row, number in enumerate(audible) if timed and timed[number] and found[number].text]
+            numbers = [audible[row] for row in rows]
+            words = self._words(encoded_BSD[rows], [found[n] for n in numbers], [clips[n] for n in numbers])
+            found |= {n: replace(found[n], words=own) for n, own in zip(numbers, words, strict=True)}
+        return list(found.values()), gates
+
+    def _words(
+        self, encoded_BSD: torch.Tensor, transcripts: list[Transcript], clips: list[np.ndarray]
+    ) -> list[tuple[Word, ...]]:
+        """Returns the words of each clip with their times in it. The decoder reads each text once more, for its attention."""
+        if not transcripts:
+            return []
+        end = self.whisper.tokenizer.eos_token_id
+        texts = [[token for token in one.tokens if token < end] for one in transcripts]
+        positions = [math.ceil(len(clip) / SAMPLE_RATE * POSITIONS_PER_SECOND) for clip in clips]
+        with self._route(), self._autocast():
+            aligned = align(self.whisper.model, encoded_BSD, self.prompt, texts, positions)
+        pieces = [split_words(self.whisper.tokenizer, ids, self.language) for ids in texts]
+        return [timed_words(own, *times, clip) for own, times, clip in zip(pieces, aligned, clips, strict=True)]
 
     @torch.inference_mode()
     def decode(self, encoded_BSD: torch.Tensor, silent: Sequence[bool]) -> list[Transcript]:
@@ -131,7 +160,8 @@ class Transcriber:
         return torch.autocast(self.whisper.model.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _silence(self) -> Transcript:
-        return Transcript([self.whisper.tokenizer.eos_token_id], "", False, False, 0.0, silent=True)
+        end = self.whisper.tokenizer.eos_token_id
+        return Transcript([end], "", False, False, 0.0, silent=True, language=self.language)
 
     def _transcript(self, row: list[int]) -> Transcript:
         """Removes the padding. `generate` strips end of text from the longest clips of a batch: it is added again."""
@@ -147,6 +177,7 @@ class Transcriber:
             looped=loop is not None,
             unended=unended,
             compression_ratio=compression_ratio(self._text(tokens)),
+            language=self.language,
         )
 
     def _text(self, tokens: list[int]) -> str:

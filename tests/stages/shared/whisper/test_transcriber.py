@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from makers import make_tiny_whisper, make_utterance
+from makers import make_tiny_whisper, make_utterance, saying
 
 from cache.files import read_jsonl
 from cache.shards import ShardReader, ShardWriter
@@ -19,7 +19,7 @@ from stages.shared.audio import decode_flac
 from stages.shared.student.loading import LoadedModel
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.decode import Transcriber
-from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.models import load_whisper
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
@@ -36,25 +36,6 @@ RATE = 16_000
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With as many positions as the released ones have."""
     return make_tiny_whisper(tmp_path_factory.mktemp("tiny"), positions=448)
-
-
-def saying(folder: Path, text: str, window: int = 1) -> Whisper:
-    """A Whisper that says `text` to whatever it hears, a token per byte, and ends; "" says nothing."""
-    whisper = load_whisper(str(folder), window)
-    decoder = whisper.model.model.decoder
-    wanted = [*whisper.tokenizer.encode(f" {text}", add_special_tokens=False), whisper.tokenizer.eos_token_id]
-    whisper.model.generation_config.suppress_tokens = []
-    with torch.no_grad():
-        decoder.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
-        decoder.embed_positions.weight.zero_()
-        for layer in decoder.layers:
-            for linear in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
-                linear.weight.zero_()
-                linear.bias.zero_()
-        for position in range(3, 448):
-            token = wanted[min(position - 3, len(wanted) - 1)]
-            decoder.embed_positions.weight[position] = 100 * decoder.embed_tokens.weight[token]
-    return whisper
 
 
 def with_expert(tiny: Path) -> LoadedModel:
