@@ -15,7 +15,8 @@ SAME_S = 0.3  # seconds: two windows' times of the same word differ by less
 def join_windows(decoded: Iterable[tuple[Window, Transcript]]) -> Iterator[Transcript]:
     """Yields the transcript of each window, with its times in the recording and without words that it shares with others.
 
-    decoded: in the order of the recording; words of windows that overlap need their times.
+    decoded: in the order of the recording; words of windows that overlap need their times. `tokens` stay those of the
+    window, also where its words went.
     """
     last: Transcript | None = None
     for window, found in decoded:

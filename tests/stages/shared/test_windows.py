@@ -54,7 +54,7 @@ def test_a_little_over_one_window_is_shared_between_two():
     assert min(len(first.samples), len(second.samples)) > 1.5 * RATE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 60_000),
     st.integers(1, 5),

@@ -24,7 +24,7 @@ RATE = 16_000
 PROMPT = 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(5, 30), min_size=1, max_size=12), st.integers(0, 2**31))
 def test_times_of_a_planted_attention(lengths, seed):
     """Each position looks where the next token is said, the last one at what follows; in every head, with noise."""
