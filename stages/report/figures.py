@@ -27,6 +27,12 @@ CONFIG = {
     "background": None,
     "font": "sans-serif",
     "view": {"stroke": None},
+    "padding": {
+        "left": 24,
+        "top": 5,
+        "right": 5,
+        "bottom": 5,
+    },  # the reader's font may be wider than the one it is drawn with
     "axis": {
         "labelColor": "currentColor",
         "titleColor": "currentColor",

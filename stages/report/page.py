@@ -1,15 +1,15 @@
 """Builds the content of the report for both templates."""
 
-import re
 from dataclasses import dataclass
 
-from cache.storage import AnyPath
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
+from stages.report.recordings import Recordings
 from stages.report.runs import Runs
 from stages.report.sizes import SizesSection, sizes_sections
+from stages.report.sources import Sources
 from stages.report.summary import language_title
 from stages.report.tables import (
     Table,
@@ -34,7 +34,9 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class CorpusSection:
+    name: str  # of its files
     heading: str
+    utterances: int  # that the explorer shows
     verdict: str
     systems: Table
     notes: list[str]
@@ -54,6 +56,23 @@ class LanguageSection:
     corpora: list[CorpusSection]
     curves: list[Figure]
     curve_notes: list[str]
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The page of the utterances of a test split."""
+
+    name: str
+    language: str
+    heading: str
+    operations: str  # what is wrong, missing or added: words or clusters
+    notes: list[str]
+
+    @staticmethod
+    def of(comparison: Comparison, recordings: Recordings) -> "Explorer":
+        heading = f"{language_title(comparison.language)}, {comparison.heading}"
+        operations, notes = comparison.lead.operations, recordings.notes
+        return Explorer(comparison.name, comparison.language, heading, operations, notes)
 
 
 @dataclass(frozen=True)
@@ -77,41 +96,56 @@ class Page:
 
 
 def make_page(
-    title: str, comparisons: list[Comparison], curves: Curves, runs: Runs, models: AnyPath, resamples: int
+    title: str,
+    comparisons: list[Comparison],
+    recordings: dict[str, Recordings],
+    curves: Curves,
+    runs: Runs,
+    sources: Sources,
+    resamples: int,
 ) -> Page:
+    """recordings: by the name of the comparison."""
     names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
     languages = [
-        _language(code, name, [c for c in comparisons if c.language == code], curves, models)
+        _language(code, name, [c for c in comparisons if c.language == code], recordings, curves, sources)
         for code, name in names.items()
     ]
     overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
     return Page(title, overview, sizes_sections(comparisons, runs), languages, _method(comparisons, resamples))
 
 
-def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: AnyPath) -> LanguageSection:
+def _language(
+    code: str,
+    name: str,
+    comparisons: list[Comparison],
+    recordings: dict[str, Recordings],
+    curves: Curves,
+    sources: Sources,
+) -> LanguageSection:
     systems = dict.fromkeys(line.result.metrics.system for comparison in comparisons for line in comparison.lines)
     return LanguageSection(
         code=code,
         name=name,
-        corpora=[_corpus(comparison) for comparison in comparisons],
+        corpora=[_corpus(comparison, recordings.get(comparison.name, Recordings())) for comparison in comparisons],
         curves=curve_figures(curves, code),
-        curve_notes=missing_curves(curves, code, list(systems), models),
+        curve_notes=missing_curves(curves, code, list(systems), sources.models),
     )
 
 
-def _corpus(comparison: Comparison) -> CorpusSection:
-    name = re.sub(r"[^\w.-]+", "-", f"{comparison.language}-{comparison.corpus}")
+def _corpus(comparison: Comparison, recordings: Recordings) -> CorpusSection:
     return CorpusSection(
-        heading=f"{comparison.corpus}, {comparison.split}",
+        name=comparison.name,
+        heading=comparison.heading,
+        utterances=len(comparison.error_spread()),
         verdict=comparison.verdict,
         systems=systems_table(comparison),
-        notes=comparison.notes + unscored_notes(comparison) + ending_notes(comparison),
+        notes=comparison.notes + recordings.notes + unscored_notes(comparison) + ending_notes(comparison),
         published=published_table(comparison),
         published_notes=published_notes(comparison),
-        rate=rate_figure(name, comparison.lines, comparison.lead),
-        gates=gate_figures(name, comparison.lines),
+        rate=rate_figure(comparison.name, comparison.lines, comparison.lead),
+        gates=gate_figures(comparison.name, comparison.lines),
         gates_table=gates_table(comparison),
-        examples=examples(comparison),
+        examples=examples(comparison, recordings),
         setup=setup_table(comparison),
     )
 
