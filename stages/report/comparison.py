@@ -62,10 +62,14 @@ class Comparison:
         return f"{self.corpus}, {self.split}"
 
     @property
+    def further(self) -> str:
+        """Names the further test corpus, '' for that of the training data."""
+        return self.lines[0].result.further
+
+    @property
     def test_folder(self) -> str:
         """Names the folder of the test split beside those of the language's other splits."""
-        further = self.lines[0].result.further
-        return f"test@{further}" if further else "test"
+        return f"test@{self.further}" if self.further else "test"
 
     @property
     def scored(self) -> list[Line]:

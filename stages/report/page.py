@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
+from cache.storage import AnyPath
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
+from stages.report.domains import Domains, domains, gate_use
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
 from stages.report.recordings import Recordings
 from stages.report.runs import Runs
 from stages.report.sizes import SizesSection, sizes_sections
-from stages.report.sources import Sources
 from stages.report.summary import language_title
 from stages.report.tables import (
     Table,
@@ -22,6 +23,7 @@ from stages.report.tables import (
     systems_table,
     unscored_notes,
 )
+from stages.shared.methods import METHODS
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
 
@@ -53,9 +55,12 @@ class CorpusSection:
 class LanguageSection:
     code: str
     name: str
+    domains: Domains | None
     corpora: list[CorpusSection]
     curves: list[Figure]
     curve_notes: list[str]
+    cache: Table | None
+    cache_note: str  # where there should be one
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,23 @@ class Explorer:
 
 
 @dataclass(frozen=True)
+class Material:
+    """What is shown, as it was read."""
+
+    comparisons: list[Comparison]
+    recordings: dict[str, Recordings]  # by the name of the comparison
+    curves: Curves
+    runs: Runs
+    caches: dict[str, Table]  # by language
+    models: AnyPath
+    teacher: AnyPath
+
+
+@dataclass(frozen=True)
 class Page:
     title: str
     overview: Table | None
+    gate_use: Table | None
     sizes: list[SizesSection]
     languages: list[LanguageSection]
     method: list[str]
@@ -89,46 +108,44 @@ class Page:
         of_languages = [
             figure
             for language in self.languages
-            for figures in [*([c.rate, *c.gates] for c in language.corpora), language.curves]
+            for figures in [
+                language.domains.gates if language.domains else [],
+                *([c.rate, *c.gates] for c in language.corpora),
+                language.curves,
+            ]
             for figure in figures
         ]
         return [*(figure for section in self.sizes for figure in section.figures), *of_languages]
 
 
-def make_page(
-    title: str,
-    comparisons: list[Comparison],
-    recordings: dict[str, Recordings],
-    curves: Curves,
-    runs: Runs,
-    sources: Sources,
-    resamples: int,
-) -> Page:
-    """recordings: by the name of the comparison."""
+def make_page(title: str, material: Material, resamples: int) -> Page:
+    comparisons = material.comparisons
     names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
-    languages = [
-        _language(code, name, [c for c in comparisons if c.language == code], recordings, curves, sources)
-        for code, name in names.items()
-    ]
-    overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
-    return Page(title, overview, sizes_sections(comparisons, runs), languages, _method(comparisons, resamples))
+    return Page(
+        title=title,
+        overview=overview_table(comparisons, names) if len(comparisons) > 1 else None,
+        gate_use=gate_use(comparisons, names),
+        sizes=sizes_sections(comparisons, material.runs),
+        languages=[_language(code, name, material) for code, name in names.items()],
+        method=_method(comparisons, resamples),
+    )
 
 
-def _language(
-    code: str,
-    name: str,
-    comparisons: list[Comparison],
-    recordings: dict[str, Recordings],
-    curves: Curves,
-    sources: Sources,
-) -> LanguageSection:
-    systems = dict.fromkeys(line.result.metrics.system for comparison in comparisons for line in comparison.lines)
+def _language(code: str, name: str, material: Material) -> LanguageSection:
+    comparisons = [comparison for comparison in material.comparisons if comparison.language == code]
+    systems = list(dict.fromkeys(line.result.metrics.system for c in comparisons for line in c.lines))
+    taught = any(system in METHODS and METHODS[system].needs_teacher for system in systems)
     return LanguageSection(
         code=code,
         name=name,
-        corpora=[_corpus(comparison, recordings.get(comparison.name, Recordings())) for comparison in comparisons],
-        curves=curve_figures(curves, code),
-        curve_notes=missing_curves(curves, code, list(systems), sources.models),
+        domains=domains(comparisons),
+        corpora=[_corpus(c, material.recordings.get(c.name, Recordings())) for c in comparisons],
+        curves=curve_figures(material.curves, code),
+        curve_notes=missing_curves(material.curves, code, systems, material.models),
+        cache=material.caches.get(code),
+        cache_note=f"The facts of the teacher's cache are left out: {material.teacher / code / 'train'} holds no shards."
+        if taught and code not in material.caches
+        else "",
     )
 
 

@@ -11,16 +11,18 @@ from cache.files import write_json, write_text
 from cache.locks import sole_writer
 from cache.progress import Progress, silent
 from cache.storage import AnyPath, remove_tree
+from stages.report.cache_facts import cache_table
 from stages.report.comparison import Comparison, as_numbers, compare
 from stages.report.curves import curve_csv, read_curves
 from stages.report.marks import shown
-from stages.report.page import Explorer, Page, make_page
+from stages.report.page import Explorer, Material, Page, make_page
 from stages.report.recordings import Recordings, copy_recordings
 from stages.report.results import read_results
 from stages.report.runs import read_runs
 from stages.report.settings import ReportSettings
 from stages.report.sources import Sources
 from stages.report.summary import format_summary
+from stages.report.tables import Table
 from stages.report.utterances import explorer_data
 
 __all__ = ["Sources", "format_summary", "write_report"]
@@ -45,7 +47,9 @@ def write_report(
     _check_names(comparisons)
     with sole_writer(out):
         recordings = _write_utterances(comparisons, sources, out, settings.audio_minutes, progress)
-        page = make_page(title, comparisons, recordings, curves, runs, sources, resamples)
+        caches = _read_caches(comparisons, sources.teacher, progress)
+        material = Material(comparisons, recordings, curves, runs, caches, sources.models, sources.teacher)
+        page = make_page(title, material, resamples)
         _replace(out / "figures", ".svg", {figure.name: figure.file for figure in page.figures})
         _replace(out / "curves", ".csv", {f"{lang}-{method}": curve_csv(c) for (lang, method), c in curves.items()})
         write_json(out / "comparison.json", as_numbers(comparisons, title, resamples))
@@ -63,6 +67,13 @@ def _check_names(comparisons: list[Comparison]) -> None:
                 f"the test corpora {other.corpus!r} and {comparison.corpus!r} of {comparison.language} would both be "
                 f"called {comparison.name} in the report: give one another name in further_tests"
             )
+
+
+def _read_caches(comparisons: list[Comparison], teacher: AnyPath, progress: Progress[str]) -> dict[str, Table]:
+    """Returns the facts of each language's teacher shards, where there are any."""
+    languages = dict.fromkeys(comparison.language for comparison in comparisons)
+    found = {language: cache_table(teacher / language / "train", progress) for language in languages}
+    return {language: table for language, table in found.items() if table}
 
 
 def _write_utterances(
