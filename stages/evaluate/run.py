@@ -15,6 +15,7 @@ from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.words import expert_words
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
 from stages.shared.prefetch import prefetch
@@ -24,7 +25,7 @@ from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.targets import token_of
 
 # Raise it whenever the same model and utterances give other metrics or rows.
-EVALUATE_VERSION = 1
+EVALUATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -139,23 +140,25 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
 
 
 def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[dict[str, Any]]:
-    """Returns each utterance's text, and whether one of its windows ended in a loop, or did not end."""
+    """Returns each utterance's text, whether one of its windows ended in a loop or did not end, and the expert's shares."""
     clips = [window for utterance in batch for window in utterance.windows]
-    transcripts: list[Transcript] = []
+    decoded: list[tuple[Transcript, list[int] | None]] = []
     for start in range(0, len(clips), len(batch)):
         part = clips[start : start + len(batch)]
         found, by_layer = transcribe.with_gates(part)
-        decoded = [(clip, one) for clip, one in zip(part, found, strict=True) if not one.silent]
-        seconds, tokens = [len(clip) / SAMPLE_RATE for clip, _ in decoded], [len(one.tokens) for _, one in decoded]
+        audible = [(clip, one) for clip, one in zip(part, found, strict=True) if not one.silent]
+        seconds, tokens = [len(clip) / SAMPLE_RATE for clip, _ in audible], [len(one.tokens) for _, one in audible]
         gates.add(by_layer, seconds, tokens)
-        transcripts += found
-    each = iter(transcripts)
+        decoded += zip(found, expert_words(transcribe, found, by_layer) or [None] * len(found), strict=True)
+    each = iter(decoded)
     return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
 
 
-def _joined(windows: list[Transcript]) -> dict[str, Any]:
+def _joined(windows: list[tuple[Transcript, list[int] | None]]) -> dict[str, Any]:
+    shares = [words for _, words in windows if words is not None]
     return {
-        "hypothesis": " ".join(one.text for one in windows if one.text),
-        "looped": any(one.looped for one in windows),
-        "unended": any(one.unended for one in windows),
+        "hypothesis": " ".join(one.text for one, _ in windows if one.text),
+        "looped": any(one.looped for one, _ in windows),
+        "unended": any(one.unended for one, _ in windows),
+        **({"expert_words": sum(shares, [])} if shares else {}),
     }

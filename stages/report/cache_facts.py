@@ -27,5 +27,6 @@ def cache_table(folder: AnyPath, progress: Progress[str]) -> Table | None:
     reader = shards_in(folder, "teacher")
     if reader is None:
         return None
-    lines = list(described(statistics(reader, progress)))
-    return Table(["The teacher's cache", ""], [[TOLD[name], value] for name, value in lines if name in TOLD], text=2)
+    lines = described(statistics(reader, progress))
+    rows = [[TOLD[name], value] for name, value in lines if name in TOLD]
+    return Table(["The teacher's cache", "What it holds"], rows, text=2)

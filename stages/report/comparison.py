@@ -13,6 +13,8 @@ from stages.report.runs import Runs
 from stages.report.verdict import verdict
 from stages.shared.scoring import interval
 
+VALIDATION = "validation"  # stands where a further test has its corpus, for `evaluate --split validation`
+
 
 @dataclass(frozen=True)
 class Line:
@@ -67,8 +69,15 @@ class Comparison:
         return self.lines[0].result.further
 
     @property
-    def test_folder(self) -> str:
-        """Names the folder of the test split beside those of the language's other splits."""
+    def is_validation(self) -> bool:
+        """Whether it is of the validation split, which is in the domain, and which weights were chosen by."""
+        return self.further == VALIDATION
+
+    @property
+    def folder(self) -> str:
+        """Names the folder of the split beside those of the language's other splits."""
+        if self.is_validation:
+            return VALIDATION
         return f"test@{self.further}" if self.further else "test"
 
     @property

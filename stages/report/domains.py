@@ -18,6 +18,7 @@ class Domains:
 
 def domains(comparisons: list[Comparison]) -> Domains | None:
     """comparisons: of one language. None: there is one corpus only."""
+    comparisons = [comparison for comparison in comparisons if not comparison.is_validation]
     if len(comparisons) < 2:
         return None
     own = [c.corpus for c in comparisons if not c.further]

@@ -188,7 +188,7 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
         f"Intervals: 95 %, percentile bootstrap over utterances taken as independent, {resamples:,} resamples; differences "
         "by paired bootstrap on the same utterances (Bisani and Ney, ICASSP 2004). Below zero is better than the base. "
         "They hold for more speech like this test set, not for another training run.",
-        f"Learning curves: at most {POINTS} points for a line, each the mean of its neighbours; all of them are in curves.csv.",
+        f"Learning curves: at most {POINTS} points for a line, each the mean of its neighbours; all of them are in `curves`.",
         "Real-time factor: seconds of decoding for a second of audio, on the machine that decoded. Experts %: share of "
         "tokens that took the language's expert, mean over the layers of the encoder and of the decoder.",
     ]

@@ -26,7 +26,7 @@ def copy_recordings(comparison: Comparison, utterances: AnyPath, out: AnyPath, m
 
     utterances: the folder of all utterance shards. The FLAC bytes are those of the shards.
     """
-    folder = utterances / comparison.language / comparison.test_folder
+    folder = utterances / comparison.language / comparison.folder
     reader = shards_in(folder, "utterances")
     if reader is None:
         return Recordings(notes=[f"{folder} holds no shards: the recordings are left out."])

@@ -16,7 +16,7 @@ from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
 from cache.shards import ShardReader
-from stages.evaluate.run import Subject, evaluate
+from stages.evaluate.run import EVALUATE_VERSION, Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.report.run import Sources, write_report
 from stages.shared.student.loading import load_model
@@ -121,7 +121,7 @@ def test_old_rows_never_stand_beside_new_metrics(tiny_whisper: Path, utterances:
     out = tmp_path / "metrics/base.json"
     arguments = (utterances / "test", Subject("cs", "base", "base"), out, EvaluateSettings(dtype="fp32"), CPU)
     evaluate(load_model(str(tiny_whisper), 1), *arguments)
-    assert read_json(out)["evaluate_version"] == 1
+    assert read_json(out)["evaluate_version"] == EVALUATE_VERSION
     rows = out.with_suffix(".utterances.jsonl")
     rows.unlink()
     rows.mkdir()

@@ -42,8 +42,9 @@ def test_corpora_stand_side_by_side(tree):
     assert html.index("In and out of domain") < html.index("fish, test")
 
 
-def test_one_corpus_has_no_such_table(tree):
+def test_one_corpus_has_no_such_table_and_validation_is_no_other_domain(tree):
     tree.system("base", [5] * 10)
+    tree.system("base", [5] * 10, corpus="validation", further=True)
     tree.system("clsr", [2] * 10, gates=gates(0.3, 0.5))
     markdown, html = pages(tree)
     assert "In and out of domain" not in markdown + html

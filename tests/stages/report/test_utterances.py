@@ -178,14 +178,15 @@ def test_a_report_without_shards_says_so(tree):
     assert "holds no shards: the recordings are left out." in (tree.out / "index.html").read_text("utf-8")
 
 
-def test_recordings_of_a_further_test_are_its_own(tree):
+@pytest.mark.parametrize(("corpus", "folder"), [("radio", "test@radio"), ("validation", "validation")])
+def test_recordings_of_a_further_test_and_of_validation_are_their_own(tree, corpus, folder):
     tree.recordings(["jedna dva tři čtyři pět"] * 2)
-    other = tree.recordings(["jedna dva tři čtyři pět"] * 2, split="test@radio", seconds=0.7)
+    other = tree.recordings(["jedna dva tři čtyři pět"] * 2, split=folder, seconds=0.7)
     for further in (False, True):
-        tree.system("base", [1, 2], corpus="radio" if further else "fish", further=further)
+        tree.system("base", [1, 2], corpus=corpus if further else "fish", further=further)
     tree.write()
-    _, rows = data(tree, "cs-radio")
-    found = {(tree.out / "audio/cs-radio" / row["audio"]).read_bytes() for row in rows}
+    _, rows = data(tree, f"cs-{corpus}")
+    found = {(tree.out / f"audio/cs-{corpus}" / row["audio"]).read_bytes() for row in rows}
     assert found == {record["audio"] for record in other}
 
 
