@@ -109,11 +109,12 @@ function marksLine(heard, spaced) {
 }
 
 function expertLine(words) {
-  const line = element("span", { class: "expert", dir: "auto" }, hidden("Share of the expert, by word: "));
+  const line = element("span", { dir: "auto" });
   for (const [word, share] of words) {
-    line.append(element("ruby", { style: `--share: ${share}%` }, word, element("rt", {}, `${share} %`)), " ");
+    const shown = { style: `--share: ${share}%`, class: word.length > WIDE ? "wide" : "" };
+    line.append(element("ruby", shown, word, element("rt", {}, String(share))), " ");
   }
-  return line;
+  return element("span", { class: "expert" }, element("span", { class: "small" }, "expert's share, %: "), line);
 }
 
 function countsOf(system, unit) {

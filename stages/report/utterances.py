@@ -8,7 +8,7 @@ from typing import Any
 from stages.report.comparison import Comparison
 from stages.report.examples import compared
 from stages.report.lead import Lead
-from stages.report.marks import Mark, marks, shown
+from stages.report.marks import SHOWN, Mark, marks, shown
 from stages.report.recordings import Recordings
 
 ROWS = 100  # of a file
@@ -123,9 +123,9 @@ def _heard(heard: Heard, reference: str) -> Row:
 
 
 def expert_words(row: Row) -> list[tuple[str, int]]:
-    """Returns the words as they are written, each with the percentage of its tokens' layers that took the expert."""
+    """Returns the first words as they are written, each with the percentage of its tokens' layers that took the expert."""
     words, shares = row["hypothesis"].split(), row.get("expert_words") or []
-    return list(zip(words, shares, strict=True)) if len(words) == len(shares) else []
+    return list(zip(words, shares, strict=True))[:SHOWN] if len(words) == len(shares) else []
 
 
 def _mark(mark: Mark) -> str | list[str]:
