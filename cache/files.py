@@ -122,6 +122,12 @@ def write_text(path: AnyPath, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Writes the file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_json(path: AnyPath, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 

@@ -113,13 +113,19 @@ def params_command(given: tuple[Path, dict[str, Any]], method: str | None, langu
     show_params(*given, method, languages, as_json)
 
 
-@cli.command("report", epilog=examples("pipeline report"))
+@cli.command("report", epilog=examples("pipeline report\npipeline report --audio-minutes 0"))
+@click.option(
+    "--audio-minutes",
+    "report__audio_minutes",
+    type=float,
+    help="Minutes of recordings beside the page, for each test split.",
+)
 @click.pass_context
-def report_command(ctx: click.Context) -> None:
-    """Write one page from all metrics, and print its table."""
+def report_command(ctx: click.Context, **flags: Any) -> None:
+    """Write pages from all metrics, with every utterance and its recording, and print the table."""
     from pipeline.commands.report import report
 
-    report(params_of(ctx))
+    report(params_of(ctx, **flags))
 
 
 cli.add_command(adapt_teacher_command)

@@ -103,9 +103,7 @@ def train_student_command(
     "window, as in `transcribe`.",
 )
 @click.option("--name", callback=name_of, help="What the model of --model is called in metrics and in the report.")
-@click.option(
-    "--corpus", "further", help="A further test corpus of the language, by name, instead of its own test split."
-)
+@click.option("--corpus", help="A further test corpus of the language, by name, instead of its own test split.")
 @click.option(
     "--split",
     type=click.Choice(["test", "validation"]),
@@ -124,30 +122,20 @@ def train_student_command(
 @device_option
 @click.pass_context
 def evaluate_command(
-    ctx: click.Context,
-    languages: list[str],
-    token: str | None,
-    systems: tuple[str, ...],
-    model: str | None,
-    name: str | None,
-    further: str | None,
-    split: str,
-    untouched: list[str],
-    base: str | None,
-    **flags: Any,
+    ctx: click.Context, languages: list[str], token: str | None, device: str | None, **chosen: Any
 ) -> None:
     """Decode the test split, and write word and character error rates."""
     from pipeline.commands.evaluate import VALIDATION, Request, evaluate
 
-    if (model is None) != (name is None):
+    if (chosen["model"] is None) != (chosen["name"] is None):
         raise click.UsageError("--model and --name go together: a model, and what it is called in the report")
-    if model and systems:
+    if chosen["model"] and chosen["systems"]:
         raise click.UsageError("--model and --system exclude each other: give one of them")
-    if further and split == VALIDATION:
-        raise click.UsageError("--corpus is a test corpus: it has no --split validation")
-    corpus = VALIDATION if split == VALIDATION else further
-    request = Request(systems, model, name, corpus, base, tuple(untouched))
-    evaluate(params_of(ctx, **flags, **with_token(languages, token)), languages, request)
+    if (split := chosen.pop("split")) == VALIDATION:
+        if chosen["corpus"]:
+            raise click.UsageError("--corpus is a test corpus: it has no --split validation")
+        chosen["corpus"] = split
+    evaluate(params_of(ctx, device=device, **with_token(languages, token)), languages, Request(**chosen))
 
 
 @click.command(

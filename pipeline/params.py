@@ -12,6 +12,7 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.evaluate.settings import EvaluateSettings
 from stages.prepare.settings import CorpusSettings, PrepareSettings
+from stages.report.settings import ReportSettings
 from stages.shared.methods import CLSR, CLSR_KD, METHODS
 from stages.shared.settings import PathOrUrl, Settings
 from stages.teacher_cache.settings import ClusterSettings, TeacherCacheSettings
@@ -134,6 +135,7 @@ class Params(Settings):
     cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
     paths: Paths = Paths()
 
     @field_validator("languages")

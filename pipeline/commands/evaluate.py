@@ -1,5 +1,6 @@
 """pipeline evaluate"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,12 +30,12 @@ VALIDATION = "validation"
 class Request:
     """What is to be evaluated, on what, beside the languages."""
 
-    systems: tuple[str, ...] = ()  # none: all that there are
+    systems: Sequence[str] = ()  # none: all that there are
     model: str | None = None  # any model, in place of systems
     name: str | None = None  # what the model is called in metrics and in the report
     corpus: str | None = None  # a further test corpus, or `validation`; None: the test split
     base: str | None = None  # where the base of experts or of an adapter lies
-    untouched: tuple[str, ...] = ()  # languages in which the texts should be the base's
+    untouched: Sequence[str] = ()  # languages in which the texts should be the base's
 
 
 def evaluate(params: Params, languages: list[str], request: Request) -> None:

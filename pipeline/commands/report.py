@@ -1,10 +1,14 @@
 """pipeline report"""
 
 from pipeline.params import Params
-from stages.report.run import format_summary, write_report
+from pipeline.progress import ProgressReport
+from stages.report.run import Sources, format_summary, write_report
 
 
 def report(params: Params) -> None:
-    page = write_report(params.paths.metrics, params.paths.models, params.paths.report)
-    print(format_summary(params.paths.report))
+    paths = params.paths
+    sources = Sources(paths.metrics, paths.models, paths.utterances, paths.teacher)
+    with ProgressReport("report", "utterances") as progress:
+        page = write_report(sources, paths.report, params.report, progress)
+    print(format_summary(paths.report))
     print(f"The report: {page}")

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from cache.description import target_counts
 from cache.progress import Progress
 from cache.records import TARGET_COUNTS
 from cache.resume import Rerun
 from cache.shards import LEFT_OUT
 from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say, teacher_sources
-from pipeline.commands.targets import target_counts
 from pipeline.errors import each
 from pipeline.params import Params
 from pipeline.progress import ProgressReport

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
+from cache.description import target_counts
 from cache.progress import silent
 from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun
 from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, languages_or_all, load, needed_token, say
-from pipeline.commands.targets import target_counts
 from pipeline.errors import each
 from pipeline.params import Params, method_settings
 from pipeline.progress import ProgressReport

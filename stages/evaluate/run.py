@@ -14,6 +14,7 @@ from cache.shards import ShardReader
 from cache.storage import AnyPath
 from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.prefetch import prefetch
@@ -25,7 +26,7 @@ from stages.shared.whisper.targets import token_of
 from stages.shared.windows import Window, cut_at_pauses
 
 # Raise it whenever the same model and utterances give other metrics or rows.
-EVALUATE_VERSION = 2
+EVALUATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,10 @@ def _utterance(row: dict, audio_window_s: int) -> Utterance:
 
 
 def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> list[dict[str, Any]]:
-    """Returns each utterance's text, and whether one of its windows ended in a loop, or did not end."""
+    """Returns each utterance's text, whether one of its windows ended in a loop or did not end, and the expert's shares."""
     windows = [window for utterance in batch for window in utterance.windows]
     transcripts: list[Transcript] = []
+    shares: list[list[int] | None] = []
     for start in range(0, len(windows), len(batch)):
         part = windows[start : start + len(batch)]
         found, by_layer = transcribe.with_gates([one.samples for one in part], timed=[one.overlaps for one in part])
@@ -151,14 +153,21 @@ def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> 
         tokens = [len(one.tokens) for _, one in decoded]
         gates.add(by_layer, seconds, tokens)
         transcripts += found
-    each = iter(transcripts)
-    return [_joined([(window, next(each)) for window in utterance.windows]) for utterance in batch]
+        shares += expert_words(transcribe, found, by_layer) or [None] * len(found)
+    each = iter(zip(windows, transcripts, shares, strict=True))
+    return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
 
 
-def _joined(decoded: list[tuple[Window, Transcript]]) -> dict[str, Any]:
-    windows = list(join_windows(decoded))
+def _joined(decoded: list[tuple[Window, Transcript, list[int] | None]]) -> dict[str, Any]:
+    windows = list(join_windows((window, one) for window, one, _ in decoded))
+    shares = [
+        kept_shares(words, before, after)
+        for (_, before, words), after in zip(decoded, windows, strict=True)
+        if words is not None
+    ]
     return {
         "hypothesis": " ".join(one.text for one in windows if one.text),
         "looped": any(one.looped for one in windows),
         "unended": any(one.unended for one in windows),
+        **({"expert_words": sum(shares, [])} if shares else {}),
     }

@@ -1,5 +1,6 @@
 """Compares the systems that were measured on one corpus with the base model."""
 
+import re
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,8 @@ from stages.report.results import Result, system_order_key
 from stages.report.runs import Runs
 from stages.report.verdict import verdict
 from stages.shared.scoring import interval
+
+VALIDATION = "validation"  # stands where a further test has its corpus, for `evaluate --split validation`
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,45 @@ class Comparison:
         """Returns the first of `systems` that was measured, else None."""
         by_system = {line.result.metrics.system: line for line in self.lines}
         return next((by_system[system] for system in systems if system in by_system), None)
+
+    @property
+    def name(self) -> str:
+        """Names files of this comparison."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.language}-{self.corpus}")
+
+    @property
+    def heading(self) -> str:
+        return f"{self.corpus}, {self.split}"
+
+    @property
+    def further(self) -> str:
+        """Names the further test corpus, '' for that of the training data."""
+        return self.lines[0].result.further
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether it is of the validation split, which is in the domain, and which weights were chosen by."""
+        return self.further == VALIDATION
+
+    @property
+    def folder(self) -> str:
+        """Names the folder of the split beside those of the language's other splits."""
+        if self.is_validation:
+            return VALIDATION
+        return f"test@{self.further}" if self.further else "test"
+
+    @property
+    def scored(self) -> list[Line]:
+        """The systems whose utterances are there."""
+        return [line for line in self.lines if line.result.rows]
+
+    def error_spread(self) -> dict[str, int]:
+        """Returns by utterance the errors of the worst system less those of the best."""
+        errors: dict[str, list[int]] = {}
+        for line in self.scored:
+            for row in line.result.rows or []:
+                errors.setdefault(row["id"], []).append(row[self.lead.errors])
+        return {id: max(counts) - min(counts) for id, counts in errors.items()}
 
 
 def compare(results: list[Result], runs: Runs, resamples: int) -> list[Comparison]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from stages.report.comparison import Comparison, Line
 from stages.report.lead import Lead
+from stages.report.marks import Mark, marks
+from stages.report.recordings import Recordings
 from stages.report.results import is_baseline
 
 PER_SIDE = 5
@@ -18,8 +20,11 @@ class Example:
     reference: str
     base: str
     base_errors: int
+    base_marks: list[Mark]
     student: str
     student_errors: int
+    student_marks: list[Mark]
+    audio: str  # relative to the page; "" where it is not beside it
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,29 @@ class Examples:
     changed: tuple[int, int, int]  # number of utterances with fewer, equal, more errors than the base
 
 
-def examples(comparison: Comparison) -> Examples | None:
+def examples(comparison: Comparison, recordings: Recordings) -> Examples | None:
     """Returns examples of the student with the lowest rate. None: there is no student, or there are no utterances to show."""
     base, student = comparison.line("base"), _best_student(comparison)
     if not base or not student or not base.result.rows or not student.result.rows:
         return None
     by_id = {row["id"]: row for row in student.result.rows}
-    pairs = [_example(row, by_id[row["id"]], comparison.lead) for row in base.result.rows if row["id"] in by_id]
-    pairs.sort(key=lambda pair: (pair.student_errors - pair.base_errors, pair.id))
-    better = [pair for pair in pairs if pair.student_errors < pair.base_errors]
-    worse = [pair for pair in reversed(pairs) if pair.student_errors > pair.base_errors]
+    errors = comparison.lead.errors
+    pairs = [(row, by_id[row["id"]]) for row in base.result.rows if row["id"] in by_id]
+    pairs.sort(key=lambda pair: (pair[1][errors] - pair[0][errors], pair[0]["id"]))
+    better = [pair for pair in pairs if pair[1][errors] < pair[0][errors]]
+    worse = [pair for pair in reversed(pairs) if pair[1][errors] > pair[0][errors]]
     changed = (len(better), len(pairs) - len(better) - len(worse), len(worse))
     names = base.result.name, student.result.name
-    return Examples(*names, comparison.lead, better[:PER_SIDE], worse[:PER_SIDE], changed)
+    shown = [
+        [_example(one, other, comparison, recordings) for one, other in side[:PER_SIDE]] for side in (better, worse)
+    ]
+    return Examples(*names, comparison.lead, shown[0], shown[1], changed)
+
+
+def compared(comparison: Comparison) -> tuple[Line, Line]:
+    """Returns the two systems that the explorer compares at first: the base and the best student, where there are such."""
+    scored, (base, student) = comparison.scored, (comparison.line("base"), _best_student(comparison))
+    return base if base in scored else scored[0], student if student in scored else scored[-1]
 
 
 def _best_student(comparison: Comparison) -> Line | None:
@@ -53,15 +68,19 @@ def _best_student(comparison: Comparison) -> Line | None:
     return min(trained, key=lambda line: comparison.lead.of(line.result.metrics), default=None)
 
 
-def _example(base: dict[str, Any], student: dict[str, Any], lead: Lead) -> Example:
+def _example(base: dict[str, Any], student: dict[str, Any], comparison: Comparison, recordings: Recordings) -> Example:
+    lead, file = comparison.lead, recordings.files.get(base["id"])
     return Example(
         id=base["id"],
         length=base[lead.lengths],
         reference=_shortened(base["reference"]),
         base=_shortened(base["hypothesis"]),
         base_errors=base[lead.errors],
+        base_marks=marks(base["reference"], base["hypothesis"], comparison.language),
         student=_shortened(student["hypothesis"]),
         student_errors=student[lead.errors],
+        student_marks=marks(student["reference"], student["hypothesis"], comparison.language),
+        audio=f"audio/{comparison.name}/{file}" if file else "",
     )
 
 

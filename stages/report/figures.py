@@ -12,6 +12,7 @@ from stages.report.curves import Curves
 from stages.report.lead import Lead, lead_of
 from stages.report.results import SYSTEM_ORDER, system_order_key, system_title
 
+SIDES = ("encoder", "decoder")
 WIDTH, HEIGHT = 300, 170  # pixels
 POINTS = 60  # of a training curve; more are averaged, a line of noise says nothing
 # By SYSTEM_ORDER; told apart on white and on black.
@@ -27,6 +28,12 @@ CONFIG = {
     "background": None,
     "font": "sans-serif",
     "view": {"stroke": None},
+    "padding": {
+        "left": 24,
+        "top": 5,
+        "right": 5,
+        "bottom": 5,
+    },  # the reader's font may be wider than the one it is drawn with
     "axis": {
         "labelColor": "currentColor",
         "titleColor": "currentColor",
@@ -99,7 +106,7 @@ def gate_figures(name: str, lines: list[Line]) -> list[Figure]:
     names = [line.result.name for line in with_gates]
     systems = [line.result.metrics.system for line in with_gates]
     figures = []
-    for side in ("encoder", "decoder"):
+    for side in SIDES:
         rows = [
             {"system": line.result.name, "layer": str(layer), "share": 100 * share}
             for line in with_gates
@@ -126,6 +133,23 @@ def size_figure(name: str, points: list[dict[str, Any]], title: str) -> Figure:
     )
     of_systems = alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeColor="currentColor")
     lines = chart.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("system:N", legend=of_systems))
+    dots = chart.mark_point(filled=True, size=40, opacity=1)
+    return _figure(name, title, alt.layer(lines, dots).properties(width=WIDTH, height=HEIGHT))
+
+
+def domain_figure(name: str, points: list[dict[str, Any]], systems: dict[str, str], title: str) -> Figure:
+    """points: system, corpus, layer and share (in percent). systems: by name. One line for each system and corpus."""
+    layers = sorted({point["layer"] for point in points}, key=int)
+    chart = alt.Chart(alt.Data(values=points), title=title).encode(
+        x=alt.X("layer:N", title="layer", sort=layers, axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(tickCount=5)),
+        color=alt.Color("system:N", scale=_scale(list(systems.values()), list(systems)), sort=list(systems)),
+    )
+    of_corpora = alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeColor="currentColor")
+    corpora = list(dict.fromkeys(point["corpus"] for point in points))
+    lines = chart.mark_line(strokeWidth=2).encode(
+        strokeDash=alt.StrokeDash("corpus:N", legend=of_corpora, sort=corpora)
+    )
     dots = chart.mark_point(filled=True, size=40, opacity=1)
     return _figure(name, title, alt.layer(lines, dots).properties(width=WIDTH, height=HEIGHT))
 

@@ -1,13 +1,14 @@
 """Builds the content of the report for both templates."""
 
-import re
 from dataclasses import dataclass
 
 from cache.storage import AnyPath
 from stages.report.comparison import Comparison
 from stages.report.curves import Curves, missing_curves
+from stages.report.domains import Domains, domains, gate_use
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
+from stages.report.recordings import Recordings
 from stages.report.runs import Runs
 from stages.report.sizes import SizesSection, sizes_sections
 from stages.report.summary import language_title
@@ -22,6 +23,7 @@ from stages.report.tables import (
     systems_table,
     unscored_notes,
 )
+from stages.shared.methods import METHODS
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
 
@@ -34,7 +36,9 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class CorpusSection:
+    name: str  # of its files
     heading: str
+    utterances: int  # that the explorer shows
     verdict: str
     systems: Table
     notes: list[str]
@@ -51,15 +55,49 @@ class CorpusSection:
 class LanguageSection:
     code: str
     name: str
+    domains: Domains | None
     corpora: list[CorpusSection]
     curves: list[Figure]
     curve_notes: list[str]
+    cache: Table | None
+    cache_note: str  # where there should be one
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """The page of the utterances of a test split."""
+
+    name: str
+    language: str
+    heading: str
+    operations: str  # what is wrong, missing or added: words or clusters
+    notes: list[str]
+
+    @staticmethod
+    def of(comparison: Comparison, recordings: Recordings) -> "Explorer":
+        heading = f"{language_title(comparison.language)}, {comparison.heading}"
+        operations, notes = comparison.lead.operations, recordings.notes
+        return Explorer(comparison.name, comparison.language, heading, operations, notes)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is shown, as it was read."""
+
+    comparisons: list[Comparison]
+    recordings: dict[str, Recordings]  # by the name of the comparison
+    curves: Curves
+    runs: Runs
+    caches: dict[str, Table]  # by language
+    models: AnyPath
+    teacher: AnyPath
 
 
 @dataclass(frozen=True)
 class Page:
     title: str
     overview: Table | None
+    gate_use: Table | None
     sizes: list[SizesSection]
     languages: list[LanguageSection]
     method: list[str]
@@ -70,48 +108,61 @@ class Page:
         of_languages = [
             figure
             for language in self.languages
-            for figures in [*([c.rate, *c.gates] for c in language.corpora), language.curves]
+            for figures in [
+                language.domains.gates if language.domains else [],
+                *([c.rate, *c.gates] for c in language.corpora),
+                language.curves,
+            ]
             for figure in figures
         ]
         return [*(figure for section in self.sizes for figure in section.figures), *of_languages]
 
 
-def make_page(
-    title: str, comparisons: list[Comparison], curves: Curves, runs: Runs, models: AnyPath, resamples: int
-) -> Page:
+def make_page(title: str, material: Material, resamples: int) -> Page:
+    comparisons = material.comparisons
     names = {comparison.language: language_title(comparison.language) for comparison in comparisons}
-    languages = [
-        _language(code, name, [c for c in comparisons if c.language == code], curves, models)
-        for code, name in names.items()
-    ]
-    overview = overview_table(comparisons, names) if len(comparisons) > 1 else None
-    return Page(title, overview, sizes_sections(comparisons, runs), languages, _method(comparisons, resamples))
-
-
-def _language(code: str, name: str, comparisons: list[Comparison], curves: Curves, models: AnyPath) -> LanguageSection:
-    systems = dict.fromkeys(line.result.metrics.system for comparison in comparisons for line in comparison.lines)
-    return LanguageSection(
-        code=code,
-        name=name,
-        corpora=[_corpus(comparison) for comparison in comparisons],
-        curves=curve_figures(curves, code),
-        curve_notes=missing_curves(curves, code, list(systems), models),
+    return Page(
+        title=title,
+        overview=overview_table(comparisons, names) if len(comparisons) > 1 else None,
+        gate_use=gate_use(comparisons, names),
+        sizes=sizes_sections(comparisons, material.runs),
+        languages=[_language(code, name, material) for code, name in names.items()],
+        method=_method(comparisons, resamples),
     )
 
 
-def _corpus(comparison: Comparison) -> CorpusSection:
-    name = re.sub(r"[^\w.-]+", "-", f"{comparison.language}-{comparison.corpus}")
+def _language(code: str, name: str, material: Material) -> LanguageSection:
+    comparisons = [comparison for comparison in material.comparisons if comparison.language == code]
+    systems = list(dict.fromkeys(line.result.metrics.system for c in comparisons for line in c.lines))
+    taught = any(system in METHODS and METHODS[system].needs_teacher for system in systems)
+    return LanguageSection(
+        code=code,
+        name=name,
+        domains=domains(comparisons),
+        corpora=[_corpus(c, material.recordings.get(c.name, Recordings())) for c in comparisons],
+        curves=curve_figures(material.curves, code),
+        curve_notes=missing_curves(material.curves, code, systems, material.models),
+        cache=material.caches.get(code),
+        cache_note=f"The facts of the teacher's cache are left out: {material.teacher / code / 'train'} holds no shards."
+        if taught and code not in material.caches
+        else "",
+    )
+
+
+def _corpus(comparison: Comparison, recordings: Recordings) -> CorpusSection:
     return CorpusSection(
-        heading=f"{comparison.corpus}, {comparison.split}",
+        name=comparison.name,
+        heading=comparison.heading,
+        utterances=len(comparison.error_spread()),
         verdict=comparison.verdict,
         systems=systems_table(comparison),
-        notes=comparison.notes + unscored_notes(comparison) + ending_notes(comparison),
+        notes=comparison.notes + recordings.notes + unscored_notes(comparison) + ending_notes(comparison),
         published=published_table(comparison),
         published_notes=published_notes(comparison),
-        rate=rate_figure(name, comparison.lines, comparison.lead),
-        gates=gate_figures(name, comparison.lines),
+        rate=rate_figure(comparison.name, comparison.lines, comparison.lead),
+        gates=gate_figures(comparison.name, comparison.lines),
         gates_table=gates_table(comparison),
-        examples=examples(comparison),
+        examples=examples(comparison, recordings),
         setup=setup_table(comparison),
     )
 
@@ -137,7 +188,7 @@ def _method(comparisons: list[Comparison], resamples: int) -> list[str]:
         f"Intervals: 95 %, percentile bootstrap over utterances taken as independent, {resamples:,} resamples; differences "
         "by paired bootstrap on the same utterances (Bisani and Ney, ICASSP 2004). Below zero is better than the base. "
         "They hold for more speech like this test set, not for another training run.",
-        f"Learning curves: at most {POINTS} points for a line, each the mean of its neighbours; all of them are in curves.csv.",
+        f"Learning curves: at most {POINTS} points for a line, each the mean of its neighbours; all of them are in `curves`.",
         "Real-time factor: seconds of decoding for a second of audio, on the machine that decoded. Experts %: share of "
         "tokens that took the language's expert, mean over the layers of the encoder and of the decoder.",
     ]

@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Amount = Annotated[FiniteFloat, Field(ge=0)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Percent = Annotated[int, Field(ge=0, le=100)]
 LayerName = Annotated[str, StringConstraints(pattern=r"^(encoder|decoder)\.layers\.\d+$")]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -64,13 +65,20 @@ class Utterance(BaseModel):
     """The fields that the report needs of a row. Other fields are kept."""
 
     id: str
+    group: str = ""
+    seconds: Amount | None = None
     reference: str
     hypothesis: str
     words: Count
     word_errors: Count
     characters: Count
     character_errors: Count
+    substitutions: Count
+    deletions: Count
+    insertions: Count
+    looped: bool = False
     unended: bool = False
+    expert_words: list[Percent] | None = None  # by word of the hypothesis as it is written
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,12 @@ class Result:
     @property
     def corpus(self) -> str:
         """Names the corpus. A further corpus has the name that the user has chosen, which is in the file's name."""
-        return self.path.stem.partition("@")[2] or self.metrics.corpus
+        return self.further or self.metrics.corpus
+
+    @property
+    def further(self) -> str:
+        """Names the further test corpus, '' for the language's own."""
+        return self.path.stem.partition("@")[2]
 
     @property
     def utterances_path(self) -> AnyPath:
@@ -147,7 +160,7 @@ def system_order_key(system: str) -> tuple[int, str]:
 
 
 def _order(result: Result) -> tuple[tuple[tuple[int, str], ...], str, tuple[int, str]]:
-    return _by_number(result.entry), result.path.stem.partition("@")[2], system_order_key(result.metrics.system)
+    return _by_number(result.entry), result.further, system_order_key(result.metrics.system)
 
 
 def _by_number(entry: str) -> tuple[tuple[int, str], ...]:

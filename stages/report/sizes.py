@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from stages.report.comparison import Comparison
-from stages.report.figures import Figure, size_figure
+from stages.report.figures import SIDES, Figure, size_figure
 from stages.report.results import system_order_key, system_title
 from stages.report.runs import Runs
 from stages.report.tables import Table
 from stages.shared.whisper.languages import code_of, language_name
-
-SIDES = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)

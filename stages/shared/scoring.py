@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jiwer
@@ -10,7 +11,18 @@ import numpy as np
 from cache.errors import PipelineError
 from stages.shared.normaliser import NORMALISER, basic, basic_characters, characters, normalise, words
 
-__all__ = ["NORMALISER", "RATES", "Row", "interval", "normalise", "paired_interval", "score", "totals"]
+__all__ = [
+    "NORMALISER",
+    "RATES",
+    "Row",
+    "Stretch",
+    "alignment",
+    "interval",
+    "normalise",
+    "paired_interval",
+    "score",
+    "totals",
+]
 
 RATES = {  # rate: its columns, (errors, reference length)
     "wer": ("word_errors", "words"),
@@ -28,6 +40,18 @@ CHUNK = 2_000_000  # drawn utterances held at once: 8 MB of indices and 16 MB pe
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring words of an alignment with the same operation: equal, substitute, delete or insert.
+
+    Of a substitution, both sides have as many words; the reference of an insertion is empty, the hypothesis of a deletion.
+    """
+
+    operation: str
+    reference: list[str]
+    hypothesis: list[str]
+
+
 def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
     """Returns one utterance's counts. With an empty reference each word of the hypothesis is an insertion.
 
@@ -37,7 +61,7 @@ def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
     """
     texts = reference, hypothesis
     default = [normalise(text, language) for text in texts]
-    units = _words([" ".join(words(text, language)) for text in default])
+    units = _units(default, language)
     plain = [basic(text, language) for text in texts]
     written = [" ".join(text.split()) for text in texts]
     return {
@@ -46,6 +70,24 @@ def score(reference: str, hypothesis: str, language: str) -> dict[str, int]:
         **_counts(_words(plain), [basic_characters(text, language) for text in plain], "basic_"),
         **_counts(_words(written), written, "raw_"),
     }
+
+
+def alignment(reference: str, hypothesis: str, language: str) -> list[Stretch]:
+    """Returns the alignment by which `score` counts with the default normaliser, from left to right."""
+    output = _units([normalise(text, language) for text in (reference, hypothesis)], language)
+    (theirs,), (ours,), (chunks,) = output.references, output.hypotheses, output.alignments
+    return [
+        Stretch(
+            chunk.type,
+            theirs[chunk.ref_start_idx : chunk.ref_end_idx],
+            ours[chunk.hyp_start_idx : chunk.hyp_end_idx],
+        )
+        for chunk in chunks
+    ]
+
+
+def _units(normalised: list[str], language: str) -> jiwer.WordOutput:
+    return _words([" ".join(words(text, language)) for text in normalised])
 
 
 def _words(texts: list[str]) -> jiwer.WordOutput:

@@ -16,9 +16,9 @@ from cache.errors import PipelineError
 from cache.files import read_json
 from cache.locks import sole_writer
 from cache.shards import ShardReader
-from stages.evaluate.run import Subject, evaluate
+from stages.evaluate.run import EVALUATE_VERSION, Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
-from stages.report.run import write_report
+from stages.report.run import Sources, write_report
 from stages.shared.student.loading import load_model
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.teacher_cache.job import ScoringJob
@@ -121,7 +121,7 @@ def test_old_rows_never_stand_beside_new_metrics(tiny_whisper: Path, utterances:
     out = tmp_path / "metrics/base.json"
     arguments = (utterances / "test", Subject("cs", "base", "base"), out, EvaluateSettings(dtype="fp32"), CPU)
     evaluate(load_model(str(tiny_whisper), 1), *arguments)
-    assert read_json(out)["evaluate_version"] == 1
+    assert read_json(out)["evaluate_version"] == EVALUATE_VERSION
     rows = out.with_suffix(".utterances.jsonl")
     rows.unlink()
     rows.mkdir()
@@ -160,7 +160,8 @@ def test_a_report_keeps_nothing_of_systems_that_are_gone(utterances: Path, tiny_
     for method in ("clsr", "lora"):
         (tmp_path / "models/cs" / method).mkdir(parents=True)
         (tmp_path / "models/cs" / method / "curve.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    places = (tmp_path / "metrics", tmp_path / "models", tmp_path / "report")
+    sources = Sources(tmp_path / "metrics", tmp_path / "models", utterances.parent, tmp_path / "teacher")
+    places = (sources, tmp_path / "report")
     write_report(*places, resamples=10)
     assert {path.name for path in (tmp_path / "report/curves").iterdir()} == {"cs-clsr.csv", "cs-lora.csv"}
     (tmp_path / "models/cs/lora/curve.jsonl").unlink()

@@ -173,14 +173,14 @@ class Transcriber:
         kept = tokens[:loop] if cut else tokens
         return Transcript(
             tokens=kept if cut or unended else [*kept, end],
-            text=self._text(kept),
+            text=self.text(kept),
             looped=loop is not None,
             unended=unended,
-            compression_ratio=compression_ratio(self._text(tokens)),
+            compression_ratio=compression_ratio(self.text(tokens)),
             language=self.language,
         )
 
-    def _text(self, tokens: list[int]) -> str:
+    def text(self, tokens: list[int]) -> str:
         return self.whisper.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 

@@ -18,6 +18,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.evaluate.gates import GateUse
 from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
+from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
 from stages.shared.student.loading import LoadedModel, load_model
@@ -25,6 +26,7 @@ from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.decode import Transcriber, Transcript, loop_start
 from stages.shared.whisper.models import Whisper, load_whisper
+from stages.shared.whisper.words import Word
 from stages.shared.windows import cut_at_pauses
 from stages.transcribe.run import transcribe
 
@@ -186,6 +188,59 @@ def test_padding_does_not_count():
     assert use.shares() == {"encoder.layers.0": 3 / 4, "decoder.layers.0": (4 + 4 + 1) / (4 + 4 + 2)}
     use.add(routing.gates, [0.02, 0.06], [1, 3])
     assert use.tokens == {"encoder.layers.0": 8, "decoder.layers.0": 20}
+
+
+@pytest.mark.parametrize(("bias", "share"), [(1.0, 100), (-1.0, 0)])
+def test_each_word_has_the_planted_share(bias, share, corpus, tiny_whisper, tmp_path):
+    _, rows = run(routed(tiny_whisper, bias), corpus, tmp_path / "clsr.json")
+    assert {row["id"]: row["expert_words"] for row in rows} == {
+        row["id"]: [share] * len(row["hypothesis"].split()) for row in rows
+    }
+    assert any(row["expert_words"] for row in rows)
+
+
+def test_a_word_has_the_share_of_its_tokens_where_they_are_predicted(tiny_whisper):
+    """By hand: the second clip is silent; of the third a letter is two tokens, and the last token begins no word."""
+    model = routed(tiny_whisper, 1.0).whisper
+    transcriber = Transcriber(model, "cs", torch.float32)
+    ids = model.tokenizer.convert_tokens_to_ids
+    first, quiet = [*ids(["a", "b", "\u0120", "c"]), transcriber.whisper.tokenizer.eos_token_id], [0]
+    third = [*ids(["\u0120", "d"]), *ids(["\u00c3", "\u00a9"]), *ids(["\u0120"])]  # the bytes of é, and a space
+    found = [
+        Transcript(first, transcriber.text(first), False, False, 1.0),
+        Transcript(quiet, "", False, False, 0.0, silent=True),
+        Transcript(third, transcriber.text(third), False, False, 1.0),
+    ]
+    assert [one.text for one in found] == ["ab c", "", "dé"]
+    prompt = torch.zeros(2, 3, dtype=torch.bool)
+    upper = [[1, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]]  # predict the first token, the second, and so on
+    lower = [[1, 1, 0, 0, 1, 1], [0, 0, 1, 0, 0, 0]]
+    routing = Routing("cs")
+    for layer, gates in (("decoder.layers.0", upper), ("decoder.layers.1", lower)):
+        routing.record(layer, torch.cat([prompt, torch.tensor(gates)[:, :1].bool()], 1))
+        for step in range(1, 6):
+            routing.record(layer, torch.tensor(gates)[:, step : step + 1].bool())
+    # ab: (1 + 1/2 + 0 of the space) / 3; c: 1/2; dé: the space before it has no word; (1/2 + 1 + 1/2 + 0) / 4
+    assert expert_words(transcriber, found, routing.gates) == [[50, 50], [], [50]]
+    assert expert_words(Transcriber(model, "nl", torch.float32), found, routing.gates) is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "shares"),
+    [
+        (slice(0, 5), [10, 20, 30, 40, 50]),
+        (slice(1, 5), [30, 40, 50]),  # "- a" is one word with two written ones
+        (slice(0, 3), [10, 20, 30, 40]),
+        (slice(2, 3), [40]),  # the second "b"
+        (slice(5, 5), []),
+    ],
+)
+def test_words_that_a_join_has_dropped_have_no_share(kept: slice, shares: list[int]):
+    said = [Word(text, n, n + 1, 0.1 * n) for n, text in enumerate([" - a", " b", " b", " c"])]
+    before = Transcript([], "- a b b c", False, False, 1.0, words=tuple(said))
+    left = before.words[kept]
+    after = replace(before, words=left, text="".join(word.text for word in left).strip())
+    assert kept_shares([10, 20, 30, 40, 50], before, after) == shares
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -2,8 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+from makers import make_utterance
 
+from cache.shards import ShardWriter
 from stages.report.published import CV13
+from stages.report.run import write_report
+from stages.report.settings import ReportSettings
+from stages.report.sources import Sources
 from stages.shared.scoring import NORMALISER, score, totals
 
 SENTENCE = "jedna dva tři čtyři pět"
@@ -14,6 +19,27 @@ class Tree:
 
     def __init__(self, root: Path):
         self.metrics, self.models, self.out = root / "metrics", root / "models", root / "report"
+        self.utterances, self.teacher = root / "utterances", root / "teacher"
+
+    @property
+    def sources(self):
+        return Sources(self.metrics, self.models, self.utterances, self.teacher)
+
+    def write(self, audio_minutes=30, resamples=10, **options):
+        settings = ReportSettings(audio_minutes=audio_minutes)
+        return write_report(self.sources, self.out, settings, resamples=resamples, **options)
+
+    def recordings(self, texts, language="cs", split="test", seconds=0.4, speaker="", rows=4):
+        """Utterance shards of the ids that `system` gives, in shards of `rows`. Each clip is another tone."""
+        records = [
+            {**make_utterance(number, seconds), "id": f"u{number:02d}", "text": text, "speaker": speaker}
+            for number, text in enumerate(texts)
+        ]
+        writer = ShardWriter(self.utterances / language / split, "utterances", {"language": language, "split": split})
+        for index, start in enumerate(range(0, len(records), rows)):
+            writer.write(index, records[start : start + rows])
+        writer.finish()
+        return records
 
     def system(self, system, wrong, language="cs", corpus="fish", further=False, texts=None, **changes):
         rows = [
@@ -26,6 +52,8 @@ class Tree:
             "audio_seconds": 2.0 * len(rows), "seconds": 0.5 * len(rows), "audio_window_s": 7.0, "dtype": "float32",
             "model": "openai/whisper-base", "loops": 0, "cut_loops": True, "unended": 0, "gates": {}, "unscored": [],
         }  # fmt: skip
+        for row, own in zip(rows, changes.pop("rows", [{}] * len(rows)), strict=True):
+            row.update(own)
         path = self.metrics / language / (f"{system}@{corpus}.json" if further else f"{system}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(fields | changes), encoding="utf-8")

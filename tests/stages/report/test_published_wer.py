@@ -12,7 +12,6 @@ import pytest
 from cache.errors import PipelineError
 from stages.report.published import CV13, published
 from stages.report.results import Metrics
-from stages.report.run import write_report
 from stages.report.runs import read_runs
 from stages.shared.methods import METHODS
 
@@ -162,7 +161,7 @@ def test_report_shows_measured_published_and_difference(tree):
     measure(tree)
     measure(tree, "lora-kd")
     tree.run("clsr-kd", changes={"epochs": 3.0})
-    write_report(tree.metrics, tree.models, tree.out, resamples=10)
+    tree.write()
     markdown, html = ((tree.out / name).read_text("utf-8") for name in ("report.md", "index.html"))
     part = markdown.split("#### Beside the paper's tables")[1].split("####")[0]
     assert "| whisper-small | - | 38.0 | 38.6 | -0.6 |" in part
@@ -179,7 +178,7 @@ def test_report_says_nothing_where_nothing_agrees(tree):
     tree.system("base", [4] * 10)
     tree.system("clsr", [2] * 10)
     tree.run("clsr", corpus="fish-fillets")
-    write_report(tree.metrics, tree.models, tree.out, resamples=10)
+    tree.write()
     for name in ("report.md", "index.html", "comparison.json"):
         assert "published" not in (tree.out / name).read_text("utf-8").lower()
 
@@ -188,4 +187,4 @@ def test_a_run_that_cannot_be_read_is_named(tree):
     tree.system("base", [4] * 10)
     tree.run("clsr").write_text('{"settings": {"base": "x"}}')
     with pytest.raises(PipelineError, match=r"clsr/training\.json: field 'settings\.audio_window_s'"):
-        write_report(tree.metrics, tree.models, tree.out, resamples=10)
+        tree.write()

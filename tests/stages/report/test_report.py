@@ -1,12 +1,14 @@
 import json
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from cache.errors import PipelineError
-from stages.report.run import format_summary, write_report
+from stages.report.run import format_summary
 
+SENTENCE = "jedna dva tři čtyři pět"
 BASE = [4, 3, 4, 3, 4, 3, 4, 3, 4, 3]  # 35 of 50 words wrong
 STUDENT = [2, 1, 2, 1, 2, 1, 2, 1, 2, 5]  # 19 of 50, worse in the last utterance
 GATES = {
@@ -15,7 +17,7 @@ GATES = {
 
 
 def report(tree):
-    page = write_report(tree.metrics, tree.models, tree.out, title="A report", resamples=500)
+    page = tree.write(title="A report", resamples=500)
     assert page == tree.out / "index.html"
     return page.read_text("utf-8"), (tree.out / "report.md").read_text("utf-8")
 
@@ -68,14 +70,17 @@ def test_planted_numbers_reach_every_output(tree):
     assert "u00: 4 → 2 word errors" in markdown.split("Worse:")[0]
 
 
-def test_one_page_that_fetches_nothing(tree):
+def test_a_page_that_runs_nothing_and_links_what_lies_beside_it(tree):
+    tree.recordings([SENTENCE] * 10)
     tree.system("base", BASE)
     tree.system("clsr", STUDENT, gates=GATES)
     tree.curve("clsr", [{"step": 1, "epoch": 0.1, "loss": 3.0, "ce": 2.0, "gate": 0.1, "gate_mean": 0.4}])
     html, _ = report(tree)
     addresses = Addresses()
     addresses.feed(html)
-    assert addresses.found == []
+    pages = {address.partition("#")[0] for address in addresses.found}
+    assert len(pages) == 6 + 1  # six examples with a recording, and the page of the utterances
+    assert all((tree.out / unquote(page)).is_file() for page in pages)
     assert "http" not in html
     assert "@import" not in html
     assert re.findall(r"url\((?!#)", html) == []
@@ -102,7 +107,7 @@ def test_transcripts_are_text_not_markup(tree):
     html, markdown = report(tree)
     addresses = Addresses()
     addresses.feed(html)
-    assert addresses.found == []
+    assert {address.partition("#")[0] for address in addresses.found} == {"utterances/cs-fish.html"}
     assert "&lt;script&gt;alert(1)&lt;/script&gt; | a &amp; b # *c*" in html
     assert r"reference: &lt;script&gt;alert(1)&lt;/script&gt; \| a &amp; b \# \*c\* \`d\` \[e\](f)" in markdown
     assert r"&lt;x&gt; (a\|b c)" in markdown

@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-from stages.report.run import write_report
-
 UTTERANCES = {"3k": 3_000, "10k": 10_000, "28k": 28_000}
 
 
@@ -27,7 +25,7 @@ def plant(tree, language, size, system="clsr-kd", encoder=0.3, decoder=0.5, **ch
 
 
 def write(tree):
-    write_report(tree.metrics, tree.models, tree.out, resamples=10)
+    tree.write()
     return (tree.out / "report.md").read_text("utf-8"), (tree.out / "index.html").read_text("utf-8")
 
 

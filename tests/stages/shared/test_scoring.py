@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cache.errors import PipelineError
-from stages.shared.scoring import RATES, interval, normalise, paired_interval, score, totals
+from stages.shared.scoring import RATES, Stretch, alignment, interval, normalise, paired_interval, score, totals
 
 CZECH = [
     ("Příliš žluťoučký kůň úpěl ďábelské ódy.", "příliš žluťoučký kůň pěl ďábelské"),
@@ -34,6 +34,20 @@ def test_score_of_a_planted_utterance():
     assert (row["raw_words"], row["raw_word_errors"]) == (4, 4)  # "Jedna" differs in case, "čtyři." in its stop
     assert row["raw_characters"] == len("Jedna dvě tři čtyři.")
     assert score("a b", "a b", "cs")["character_errors"] == 0
+
+
+def test_the_alignment_is_the_one_that_is_counted():
+    assert alignment("Jedna dvě  tři čtyři.", "jedna dva tři\nnavíc pět", "cs") == [
+        Stretch("equal", ["jedna"], ["jedna"]),
+        Stretch("substitute", ["dvě"], ["dva"]),
+        Stretch("equal", ["tři"], ["tři"]),
+        Stretch("insert", [], ["navíc"]),
+        Stretch("substitute", ["čtyři"], ["pět"]),
+    ]
+    for reference, hypothesis in CZECH:
+        found = alignment(reference, hypothesis, "cs")
+        wrong = [max(len(s.reference), len(s.hypothesis)) for s in found if s.operation != "equal"]
+        assert sum(wrong) == score(reference, hypothesis, "cs")["word_errors"]
 
 
 @pytest.mark.parametrize("reference", ["", "...", "[hudba]"])
