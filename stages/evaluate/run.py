@@ -149,7 +149,7 @@ def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> 
         audible = [(clip, one) for clip, one in zip(part, found, strict=True) if not one.silent]
         seconds, tokens = [len(clip) / SAMPLE_RATE for clip, _ in audible], [len(one.tokens) for _, one in audible]
         gates.add(by_layer, seconds, tokens)
-        decoded += zip(found, expert_words(transcribe, found, by_layer) or [None] * len(found), strict=True)
+        decoded += zip(found, expert_words(transcribe, found, by_layer), strict=True)
     each = iter(decoded)
     return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
 
