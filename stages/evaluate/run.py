@@ -153,7 +153,7 @@ def _decode(transcribe: Transcriber, batch: list[Utterance], gates: GateUse) -> 
         tokens = [len(one.tokens) for _, one in decoded]
         gates.add(by_layer, seconds, tokens)
         transcripts += found
-        shares += expert_words(transcribe, found, by_layer) or [None] * len(found)
+        shares += expert_words(transcribe, found, by_layer)
     each = iter(zip(windows, transcripts, shares, strict=True))
     return [_joined([next(each) for _ in utterance.windows]) for utterance in batch]
 

@@ -8,14 +8,14 @@ from stages.evaluate.gates import PROMPT_TOKENS
 from stages.shared.whisper.decode import Gates, Transcriber, Transcript
 
 
-def expert_words(transcribe: Transcriber, found: list[Transcript], gates: Gates) -> list[list[int]] | None:
+def expert_words(transcribe: Transcriber, found: list[Transcript], gates: Gates) -> list[list[int] | None]:
     """Returns for each text the expert's share of each of its words, in percent, with words as the text is written.
 
     A token's share is that of the decoder's layers that took the expert to predict it, a word's the mean of its tokens'.
-    gates: (B, T) for each call of a layer. None: the model has no expert for the language.
+    gates: (B, T) for each call of a layer. Each is None where the model has no expert for the language.
     """
     if transcribe.language not in getattr(transcribe.whisper.model, "languages", ()):
-        return None
+        return [None] * len(found)
     layers = [torch.cat(calls, dim=1) for layer, calls in gates.items() if layer.startswith("decoder")]
     # the prompt's last position predicts the first token
     shares_BT = torch.stack(layers).float().mean(dim=0)[:, PROMPT_TOKENS - 1 :].tolist() if layers else []

@@ -49,11 +49,14 @@ def examples(comparison: Comparison, recordings: Recordings) -> Examples | None:
     better = [pair for pair in pairs if pair[1][errors] < pair[0][errors]]
     worse = [pair for pair in reversed(pairs) if pair[1][errors] > pair[0][errors]]
     changed = (len(better), len(pairs) - len(better) - len(worse), len(worse))
-    names = base.result.name, student.result.name
-    shown = [
-        [_example(one, other, comparison, recordings) for one, other in side[:PER_SIDE]] for side in (better, worse)
-    ]
-    return Examples(*names, comparison.lead, shown[0], shown[1], changed)
+    return Examples(
+        base=base.result.name,
+        student=student.result.name,
+        lead=comparison.lead,
+        better=[_example(a, b, comparison, recordings) for a, b in better[:PER_SIDE]],
+        worse=[_example(a, b, comparison, recordings) for a, b in worse[:PER_SIDE]],
+        changed=changed,
+    )
 
 
 def compared(comparison: Comparison) -> tuple[Line, Line]:
