@@ -13,10 +13,10 @@ from cache.errors import PipelineError
 from cache.progress import Progress, silent
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, cut_at_pauses, decode_flac
+from stages.shared.gate_use import GateUse
 from stages.shared.prefetch import prefetch
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript
