@@ -39,17 +39,18 @@ def export(params: Params, source: str, out: AnyPath, choices: Choices) -> None:
         raise click.UsageError(f"--precision {precision}: {chosen.name} has {', '.join(chosen.precisions)} alone")
     found = locate(source, choices.base)
     entry = _entry(found, choices.language)
-    if choices.fold and not (folds(found) and chosen.name != "peft"):
+    folded = folds(found) and chosen.plain
+    if choices.fold and not folded:
         raise click.UsageError(
             f"--fold {choices.fold}: has no effect here, expected experts whose gates decide for each token, and a format "
-            "other than peft: leave it out"
+            "that has no gates: leave it out"
         )
     wanted = Export(
         chosen,
         precision,
         [code_of(entry)] if entry else [],
         choices.fold or "gates",
-        _validation(params, entry) if folds(found) else None,
+        _validation(params, entry) if folded else None,
         _measured(params, entry, source) if entry else [],
     )
     check_export(found, out, wanted)

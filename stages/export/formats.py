@@ -15,14 +15,23 @@ class Format:
     library: str  # as the hub's metadata names it
     precisions: tuple[str, ...]  # that the format knows, its default first
     needs: tuple[str, ...] = ()  # modules of the extra `export` that write it
+    plain: bool = True  # made of a plain Whisper, for which adapters are merged and experts folded
 
 
 WHISPER = Format("whisper", "a plain Whisper folder of transformers", "transformers", ("fp32", "fp16"))
 CTRANSLATE2 = Format("ctranslate2", "for faster-whisper", "ctranslate2", ("fp32", "fp16"), ("ctranslate2",))
-PEFT = Format("peft", "an adapter folder of PEFT", "peft", ("fp32", "fp16"))
+PEFT = Format("peft", "an adapter folder of PEFT", "peft", ("fp32", "fp16"), plain=False)
 GGML = Format("ggml", "a file for whisper.cpp", "whisper.cpp", ("fp16",))
+ONNX = Format(
+    "onnx",
+    "two graphs for ONNX Runtime, experts with their gates in them",
+    "onnx",
+    ("fp32",),
+    ("onnx", "onnxscript"),
+    False,
+)
 
-FORMATS = {one.name: one for one in (WHISPER, CTRANSLATE2, PEFT, GGML)}
+FORMATS = {one.name: one for one in (WHISPER, CTRANSLATE2, PEFT, GGML, ONNX)}
 
 
 def described() -> str:

@@ -19,6 +19,7 @@ from stages.export.ctranslate2 import write_ctranslate2
 from stages.export.fold import Choice, Decoding, Fold, fixed_layers, fold, fold_exactly
 from stages.export.formats import CTRANSLATE2, GGML, PEFT, WHISPER, Format, check_installed
 from stages.export.ggml import check_sizes, write_ggml
+from stages.export.onnx import write_onnx
 from stages.export.plain import write_plain
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.student.packing import DTYPES, not_finite
@@ -61,7 +62,7 @@ def check_export(found: ModelSource, out: AnyPath, wanted: Export) -> None:
     if wanted.format == PEFT:
         adapter.check_form(found)
     refuse_taken(out)
-    if folds(found) and wanted.format != PEFT:
+    if folds(found) and wanted.format.plain:
         utterances = wanted.validation.utterances if wanted.validation else None
         if utterances is None or not (utterances / "manifest.json").exists():
             raise PipelineError(
@@ -99,18 +100,19 @@ def export(
     precision.
     """
     check_export(found, out, wanted)
-    if wanted.format == PEFT:
-        folded, whisper = None, None
-    else:
-        folded, whisper = _plain(load_model(found), wanted, progress)
-        for line in card.fold_lines(folded) if folded else ():
-            say(line)
+    loaded = None if wanted.format == PEFT else load_model(found)
+    folded, whisper = _plain(loaded, wanted, progress) if loaded and wanted.format.plain else (None, None)
+    for line in card.fold_lines(folded) if folded else ():
+        say(line)
+    facts = _facts(found, out, wanted, folded, whisper or (loaded.whisper if loaded else None))
     with new_folder(out) as folder:
-        if whisper is None:
-            adapter.write_adapter(found, folder, DTYPES[wanted.precision])
-        else:
+        if whisper is not None:
             _write(whisper, folder, wanted)
-        files.write_text(folder / "README.md", card.card(_facts(found, out, wanted, folded, whisper)))
+        elif loaded is not None:
+            write_onnx(loaded, folder)
+        else:
+            adapter.write_adapter(found, folder, DTYPES[wanted.precision])
+        files.write_text(folder / "README.md", card.card(facts))
         return sum(storage.sizes(folder).values())
 
 

@@ -55,11 +55,47 @@ whisper-cli -m here/ggml-model.bin -l {{code}} -nt -nfa -ac {{positions}} -f cli
 `clip.wav` has at most {{window}} s: whisper.cpp goes on in steps of 30 s, and with `-ac` hears only the beginning of each.
 {FLASH}"""
 
+ONNX = """```python
+import json, numpy, onnxruntime, soundfile
+from transformers import WhisperFeatureExtractor, WhisperTokenizer
+
+encoder, decoder = (onnxruntime.InferenceSession(f"here/{{name}}coder.onnx") for name in ("en", "de"))
+tokenizer = WhisperTokenizer.from_pretrained("here")
+extract = WhisperFeatureExtractor.from_pretrained("here")
+settings = json.load(open("here/generation_config.json"))
+prompt = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|{code}|>", "<|transcribe|>", "<|notimestamps|>"])
+never = [*(settings["suppress_tokens"] or []), *range(prompt[-1] + 1, len(tokenizer))]  # no timestamps
+first = [*never, *(settings["begin_suppress_tokens"] or [])]
+
+
+def run(session, **inputs):
+    wanted = {{one.name for one in session.get_inputs()}}  # a model without experts does not ask for the language
+    return session.run(None, {{name: value for name, value in inputs.items() if name in wanted}})
+
+
+samples, rate = soundfile.read("clip.wav", dtype="float32")  # 16 kHz, mono, at most {window} s
+features = extract(samples, sampling_rate=rate, return_tensors="np").input_features
+language = numpy.array([prompt[1]])
+cross_keys, cross_values = run(encoder, features=features, language=language)
+keys = values = numpy.zeros((*cross_keys.shape[:3], 0, cross_keys.shape[4]), numpy.float32)
+tokens = list(prompt)
+for position in range(settings["max_length"] - 1):
+    past = dict(past_keys=keys, past_values=values, cross_keys=cross_keys, cross_values=cross_values)
+    logits, keys, values = run(decoder, token=numpy.array([[tokens[position]]]), language=language, **past)
+    if position >= len(prompt) - 1:
+        logits[0, never if position >= len(prompt) else first] = -numpy.inf
+        tokens.append(int(logits[0].argmax()))
+    if tokens[-1] == settings["eos_token_id"]:
+        break
+print(tokenizer.decode(tokens, skip_special_tokens=True))
+```"""
+
 SNIPPETS = {
     "whisper": (TRANSFORMERS, TRANSFORMERS_CUT),
     "ctranslate2": (FASTER_WHISPER, FASTER_WHISPER),
     "peft": (PEFT, PEFT),
     "ggml": (WHISPER_CPP, WHISPER_CPP_CUT),
+    "onnx": (ONNX, ONNX),
 }
 WINDOW = (
     "The model was trained, and its error rates were measured, on windows of {window} s. The encoder's positions of all 30 s "

@@ -1,6 +1,6 @@
 """An exported model in the programs that it is for: speed, word error rate, and how many texts are ours, in one run.
 
-    pipeline export models/cs/lora-kd --to whisper --out exported/whisper       # and ctranslate2, ggml
+    pipeline export models/cs/lora-kd --to whisper --out exported/whisper       # and ctranslate2, ggml, onnx
     python tests/bench/runtimes.py --model models/cs/lora-kd --exported exported --utterances data/utterances/cs/test
 
 Greedy, on the test clips that fit the window, one clip at a time. A row is left out where its folder is not there. The
@@ -22,6 +22,7 @@ from runtimes import (
     Says,
     ctranslate2_says,
     faster_whisper_says,
+    onnx_says,
     ours_says,
     transformers_says,
     whisper_cpp_says,
@@ -79,7 +80,9 @@ def differences(said: dict[str, list[str]], compared: list[int]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/cs/lora-kd")
-    parser.add_argument("--exported", type=Path, default=Path("exported"), help="holds whisper, ctranslate2, ggml")
+    parser.add_argument(
+        "--exported", type=Path, default=Path("exported"), help="holds whisper, ctranslate2, ggml, onnx"
+    )
     parser.add_argument("--utterances", type=Path, default=Path("data/utterances/cs/test"))
     parser.add_argument("--clips", type=int, default=1000, help="at most")
     parser.add_argument("--rounds", type=int, default=3)
@@ -99,6 +102,7 @@ def found(folder: Path, window: int) -> dict[str, Says]:
         "CTranslate2 float32": ("ctranslate2", lambda path: ctranslate2_says(path, LANGUAGE, window)),
         "CTranslate2 int8": ("ctranslate2", lambda path: ctranslate2_says(path, LANGUAGE, window, "int8")),
         "faster-whisper float32": ("ctranslate2", lambda path: faster_whisper_says(path, LANGUAGE, window)),
+        "ONNX Runtime": ("onnx", lambda path: onnx_says(path, LANGUAGE, window)),
         "whisper.cpp fp16": ("ggml", lambda path: whisper_cpp_says(path, LANGUAGE, window)),
     }
     return {name: make(folder / place) for name, (place, make) in makers.items() if (folder / place).is_dir()}

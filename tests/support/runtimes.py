@@ -3,6 +3,7 @@
 Each function returns what a list of clips, (samples,) float32 at 16 kHz, is turned into: a list of texts.
 """
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +100,26 @@ def ours_says(whisper: Whisper, language: str) -> Says:
     """As `evaluate` and `transcribe` do, in float32."""
     transcribe = Transcriber(whisper, language, torch.float32)
     return lambda clips: [one.text for one in transcribe(clips)]
+
+
+def onnx_says(folder: Path, language: str, window: int) -> Says:
+    """By ONNX Runtime, with the lines of the card: those that load once, the others for each clip."""
+    import soundfile
+
+    code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert f"<|{language}|>" in code and f"at most {window} s" in code
+    head, tail = code.replace('"here', f'"{folder}').split("samples, rate = ")
+    said: list[str] = []
+    scope = {"print": said.append}
+    exec(head.replace('f"here', f'f"{folder}'), scope)
+
+    def says(clips: list[np.ndarray]) -> list[str]:
+        said.clear()
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "clip.wav"
+            for clip in clips:
+                soundfile.write(path, clip, SAMPLE_RATE, subtype="FLOAT")
+                exec("samples, rate = " + tail.replace("clip.wav", str(path)), scope)
+        return [text.strip() for text in said]
+
+    return says

@@ -22,11 +22,19 @@ def test_wrong_usage(speaker, work, monkeypatch, capsys):
     make_lora(speaker, work / "lora")
     make_experts(speaker, work / "experts")
     for arguments, text in {
-        ("lora", "--to", "tflite", "--out", "out"): "'tflite' is not one of 'whisper', 'ctranslate2', 'peft', 'ggml'",
+        (
+            "lora",
+            "--to",
+            "tflite",
+            "--out",
+            "out",
+        ): "'tflite' is not one of 'whisper', 'ctranslate2', 'peft', 'ggml', 'onnx'",
         ("lora", "--to", "whisper"): "Missing option '--out'",
         ("lora", "--to", "ggml", "--out", "out", "--precision", "fp32"): "--precision fp32: ggml has fp16 alone",
         ("lora", "--to", "whisper", "--out", "out", "--fold", "gates"): "--fold gates: has no effect here",
         ("experts", "--to", "peft", "--out", "out", "--fold", "all"): "--fold all: has no effect here",
+        ("experts", "--to", "onnx", "--out", "out", "--fold", "all"): "--fold all: has no effect here",
+        ("experts", "--to", "onnx", "--out", "out", "--precision", "fp16"): "--precision fp16: onnx has fp32 alone",
         ("lora", "--to", "whisper", "--out", "out", "--lang", "gl"): "gl: lora was trained for cs",
         ("lora", "--to", "whisper", "--out", "out", "--lang", "catlan"): "did you mean catalan",
     }.items():
