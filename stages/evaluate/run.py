@@ -12,11 +12,11 @@ from cache.errors import PipelineError
 from cache.progress import Progress, silent
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.evaluate.gates import GateUse
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, decode_flac
+from stages.shared.gate_use import GateUse
 from stages.shared.prefetch import prefetch
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript

@@ -4,7 +4,7 @@
 
 import torch
 
-from stages.evaluate.gates import PROMPT_TOKENS
+from stages.shared.gate_use import PROMPT_TOKENS
 from stages.shared.whisper.decode import Gates, Transcriber, Transcript
 
 

@@ -22,6 +22,7 @@ from stages.shared.student.experts import shared_of
 from stages.shared.student.metadata import base_metadata
 from stages.shared.student.packing import check_choice
 from stages.shared.subset import Fold
+from stages.shared.validation import Clip, validation_clips
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.models import Whisper
@@ -35,7 +36,7 @@ from stages.train_student.settings import TrainSettings
 from stages.train_student.start import chosen_layers, find_start
 from stages.train_student.tracking import tracked
 from stages.train_student.trainee import Trainee
-from stages.train_student.validation import Clip, Validation, validate_languages, validation_clips
+from stages.train_student.validation import Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import WhisperFeatureExtractor
 
-from cache.files import local_folder
 from cache.storage import AnyPath
 from stages.shared.methods import method_named
 from stages.shared.student.experts import read_expert, shared_of, write_expert
@@ -20,9 +18,8 @@ from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.packing import rank_of
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.saving import save_whisper
 from stages.shared.whisper.targets import token_of
-from stages.shared.whisper.weights import write_weights
-from stages.shared.whisper.window import cut_audio_window, restore_audio_window
 from stages.train_student.settings import TrainSettings
 from stages.train_student.start import Start, chosen_layers
 
@@ -116,17 +113,4 @@ class Trainee:
                 metadata = {**config, "token": token_of(self.student, language)}
                 write_expert(folder, language, state, shared, metadata)
         else:
-            self._save_whisper(out)
-
-    def _save_whisper(self, folder: AnyPath) -> None:
-        model, window = self.whisper.model, self.whisper.audio_window_s
-        restore_audio_window(model)
-        model.config.audio_window_s = window
-        # the output projection is the embedding's own tensor
-        state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
-        with local_folder(folder) as local:
-            write_weights(local / "model.safetensors", state, {"format": "pt"})
-            for part in (model.config, model.generation_config, self.whisper.tokenizer):
-                part.save_pretrained(local)
-            WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(local)
-        cut_audio_window(model, window)
+            save_whisper(self.whisper, out, torch.float16)

@@ -2,34 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from cache.errors import PipelineError
-from cache.shards import ShardReader
 from stages.shared import scoring
-from stages.shared.audio import decode_flac
+from stages.shared.validation import VALIDATION_BATCH, Clip
 from stages.shared.whisper.decode import Transcriber, Transcript
-from stages.shared.whisper.models import Whisper
 from stages.train_student.processes import Processes
 
-Clip = tuple[np.ndarray, str]  # 16 kHz samples, transcript
-VALIDATION_BATCH = 16
 COUNTS = ("loops", "unended")
-
-
-def validation_clips(validation: ShardReader, base: Whisper, most: int) -> list[Clip]:
-    """Returns the first `most` utterances that fit the window, shortest first.
-
-    Raises PipelineError where there is none.
-    """
-    clips: list[Clip] = []
-    for shard in range(len(validation.shards)):
-        if len(clips) < most:
-            rows = [row for row in validation.read(shard) if row["seconds"] <= base.audio_window_s]
-            clips += [(decode_flac(row["audio"], row["seconds"]), row["text"]) for row in rows]
-    if not clips:
-        raise PipelineError(f"{validation.folder}: no validation utterance fits a window of {base.audio_window_s} s")
-    return sorted(clips[:most], key=lambda pair: len(pair[0]))
 
 
 @dataclass(frozen=True)

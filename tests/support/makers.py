@@ -47,24 +47,30 @@ def make_tiny_whisper(
     multilingual: bool = True,
     merges: Sequence[tuple[str, str]] = (),
     positions: int = 80,
+    extra_pieces: int = 0,
+    ffn: int = 2,
 ) -> Path:
     """A transformers folder: 2 + 2 layers of `width`, a token per byte and merge; all text ids lie below the special ones.
 
     positions: of the decoder, 448 in the released ones; random weights seldom end a text, and take all the room there is.
     merges: of bytes, by priority; the tokens' ids follow from their names alone.
+    extra_pieces: so many more pieces of text, which no text is divided into. ffn: width of the blocks' inside, in widths.
     """
     torch.manual_seed(seed)
     special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages), "<|translate|>"]
     special += ["<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     special += [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
     pieces = [*bytes_to_unicode().values(), *sorted("".join(pair) for pair in merges)]
+    pieces += [f"x{number}" for number in range(extra_pieces)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=list(merges))
     tokenizer.add_tokens(special[:-1501], special_tokens=True)
     tokenizer.add_tokens(special[-1501:])
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
-    size = dict(d_model=width, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width)
+    size = dict(
+        d_model=width, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=ffn * width, decoder_ffn_dim=ffn * width
+    )
     heads = dict(encoder_attention_heads=2, decoder_attention_heads=2)
     tokens = dict(pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start)
     config = WhisperConfig(vocab_size=len(tokenizer), num_mel_bins=mels, **size, **heads, **tokens)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from cache import files
@@ -32,8 +32,15 @@ def add_lora(whisper: Whisper, rank: int, alpha: float, dropout: float) -> tuple
 
 def save_lora(adapter: PeftModel, folder: AnyPath, metadata: Mapping[str, Any]) -> None:
     """Writes a folder for `PeftModel.from_pretrained(base, folder)`, and `metadata` (base, languages, ...) to `lora.json`."""
-    write_weights(folder / WEIGHTS, _state(adapter), {"format": "pt"})
-    settings = {**adapter.peft_config["default"].to_dict(), "inference_mode": True}
+    write_lora(folder, _state(adapter), adapter.peft_config["default"], metadata)
+
+
+def write_lora(
+    folder: AnyPath, state: Mapping[str, torch.Tensor], config: PeftConfig, metadata: Mapping[str, Any]
+) -> None:
+    """Does what `save_lora` does, from the adapter's tensors by PEFT's names."""
+    write_weights(folder / WEIGHTS, dict(state), {"format": "pt"})
+    settings = {**config.to_dict(), "inference_mode": True}
     settings["base_model_name_or_path"] = metadata["base"]  # PEFT records the folder that the base was read from
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files.write_json(folder / ADAPTER, plain)

@@ -15,12 +15,12 @@ from makers import make_utterance, save_expert
 
 from cache.errors import PipelineError
 from cache.shards import ShardReader, ShardWriter
-from stages.evaluate.gates import GateUse
 from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
+from stages.shared.gate_use import GateUse
 from stages.shared.student.loading import LoadedModel, load_model
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing

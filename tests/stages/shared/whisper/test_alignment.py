@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration
 
 from stages.shared.audio import decode_flac
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
-from stages.shared.whisper.alignment import align, alignment_heads, token_times
+from stages.shared.whisper.alignment import align, heads_by_layer, token_times
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper, load_whisper
@@ -107,13 +107,13 @@ def test_experts_are_used_within_a_route_and_their_gates_are_not_counted(tiny_wh
 
 
 def test_heads_are_those_of_the_configuration_or_of_the_size(tiny_whisper):
-    assert alignment_heads(tiny(tiny_whisper, alignment_heads=[[1, 1], [0, 0], [1, 0]]).model) == {0: [0], 1: [1, 0]}
-    assert alignment_heads(tiny(tiny_whisper).model) == {1: [0, 1]}
+    assert heads_by_layer(tiny(tiny_whisper, alignment_heads=[[1, 1], [0, 0], [1, 0]]).model) == {0: [0], 1: [1, 0]}
+    assert heads_by_layer(tiny(tiny_whisper).model) == {1: [0, 1]}
     another = tiny(tiny_whisper, alignment_heads=[[5, 1], [4, 7]]).model  # of a larger model that this one came from
-    assert alignment_heads(another) == {1: [0, 1]}
+    assert heads_by_layer(another) == {1: [0, 1]}
     another.config.decoder_layers, another.config.decoder_attention_heads, another.config.vocab_size = 6, 8, 51865
     another.generation_config.alignment_heads = None
-    assert alignment_heads(another) == {3: [1], 4: [2, 3, 7], 5: [1, 2, 4, 6]}  # whisper-base
+    assert heads_by_layer(another) == {3: [1], 4: [2, 3, 7], 5: [1, 2, 4, 6]}  # whisper-base
 
 
 # Words
