@@ -58,7 +58,8 @@ class _Side(nn.Module):
         self.model, self.token, self.asked = model, token, asked
 
     def ask(self, language_B: torch.Tensor) -> None:
-        self.asked.rows = language_B == self.token
+        if self.token is not None:
+            self.asked.rows = language_B.eq(self.token)
 
 
 class _Encoder(_Side):
