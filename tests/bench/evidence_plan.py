@@ -66,17 +66,19 @@ def plan() -> list[Step]:
         *_searches("lora"),
         *(_scarce(name, changes, "one", 0) for name, changes in SCARCE_STUDENTS),
         _student("quarter", "lora", 0),
+        *(Step(name, "system", name) for name in ("base", "base-30s")),
+        Step("teacher", "system", "teacher", teacher="one"),
         *_made_by_teachers(LANGUAGE, "crossfit", ["mixed"]),
         *(_scarce(name, changes, "crossfit", 0) for name, changes in SCARCE_STUDENTS),
+        Step("teacher-crossfit", "system", "teacher", teacher="crossfit"),
         *(
             _scarce(name, changes, teacher, seed)
             for seed in SEEDS[1:]
             for teacher in TEACHERS
             for name, changes in SCARCE_STUDENTS
         ),
+        *(_student("quarter", "lora", seed) for seed in SEEDS[1:]),
         *(step for seed in SEEDS for step in (_experts("half", seed), _student("half", "lora", seed))),
-        *(Step(name, "system", name) for name in ("base", "base-30s")),
-        *(Step(name, "system", "teacher", teacher=of) for name, of in (("teacher", "one"), ("teacher-crossfit", "crossfit"))),
         *(_gated(name, 0) for name in GATES),
         *_searches("clsr"),
         *_searches("full"),

@@ -88,7 +88,7 @@ def _table(records: Records, title: str, names: list[str], against: str) -> None
         each = ", ".join(_percent(_rate(_rows([run]))) for run in runs) if len(runs) > 1 else ""
         wer = f"{_percent(_rate(rows))} ({_percent(low)} to {_percent(high)})"
         cer = _percent(_rate(rows, "character_errors", "characters"))
-        points = _points(records, name, against) if name != against else ""
+        points = _points(records, name, against) if name != against and _runs(records, against) else ""
         rate = runs[0]["settings"].get("learning_rate", "") if "steps" in runs[0] else ""
         print(f"| {name} | {len(runs)} | {wer} | {each} | {cer} | {points} | {rate} |")
 
@@ -99,6 +99,7 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
         *((f"scarce/taught-{teacher}", f"scarce/words-{teacher}") for teacher in ("one", "crossfit")),
         *((f"scarce/{name}-crossfit", f"scarce/{name}-one") for name in ("words", "taught")),
         *((f"scarce/{name}-one", "quarter/lora") for name in ("words", "taught", "paper-loss")),
+        *((f"scarce/{name}-crossfit", "quarter/lora") for name in ("words", "taught")),
         ("half/experts", "half/lora"),
         ("half/experts", "half/clsr"),
         *((f"{part}/{name}-kd", f"{part}/{name}") for part in FRACTIONS for name in ("full", "lora", "clsr")),
