@@ -21,7 +21,7 @@ from stages.transcribe.run import transcribe
 
 pytestmark = pytest.mark.real
 
-WINDOW_S, CLIPS = 4, 60
+WINDOW_S, CLIPS = 4, 40
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_words_and_their_times(pauses, begins, ends, clips, model, tmp_path):
     begins, ends: seconds, the greatest error in the median and at 95 %.
     """
     transcriber = Transcriber(model.whisper, "cs", torch.float32)
-    alone = " ".join(one.text for clip in clips for one in transcriber([clip.samples]))
+    batches = [clips[start : start + 8] for start in range(0, len(clips), 8)]
+    alone = " ".join(one.text for batch in batches for one in transcriber([clip.samples for clip in batch]))
     sound, placed = one_after_the_other(clips, pauses, seed=0)
     windows = listened(model, sound, tmp_path / "long.wav")
     text = " ".join(window.text for window in windows if window.text)
@@ -71,7 +72,7 @@ def test_words_and_their_times(pauses, begins, ends, clips, model, tmp_path):
     assert times == sorted(times) and times[-1] <= len(sound) / SAMPLE_RATE
     assert "".join(word.text for word in words).split() == text.split()
     for late, (median, most) in zip(edge_errors(placed, words, "cs"), (begins, ends), strict=True):
-        assert len(late) > 10
+        assert len(late) >= 5
         assert np.median(np.abs(late)) < median
         assert np.percentile(np.abs(late), 95) < most
 
