@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from stages.export.fold import Fold
 from stages.export.formats import PEFT, Format
 from stages.export.snippets import about_window, snippet
+from stages.shared.methods import LORA
 from stages.shared.student.loading import ModelSource
 from stages.shared.whisper.languages import language_name
 from stages.shared.whisper.window import FULL_WINDOW_S
@@ -67,7 +68,7 @@ def _metadata(facts: Facts) -> str:
         library_name=facts.format.library,
         pipeline_tag="automatic-speech-recognition",
         base_model=base if of_hub else None,
-        tags=["whisper", *(["lora"] if facts.format == PEFT else [])],
+        tags=["whisper", *([LORA.name] if facts.format == PEFT else [])],
     ).to_yaml()
 
 

@@ -8,7 +8,8 @@ from stages.shared.methods import learning_rates
 from stages.shared.settings import Settings
 from stages.shared.student.forms import Gates
 from stages.train_student.token_weights import TokenWeights
-from stages.train_student.tracking import Tracker
+
+Tracker = Literal["tensorboard", "trackio", "wandb", "dvclive"]
 
 
 class TrainSettings(Settings):

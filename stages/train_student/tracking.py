@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cache.errors import PipelineError
 from stages.train_student.processes import SINGLE_PROCESS, Processes
+from stages.train_student.settings import Tracker
 
-Tracker = Literal["tensorboard", "trackio", "wandb", "dvclive"]
 Row = dict[str, float]
 PROJECT = "whisper-offline-distillation"
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from cache import parquet, webdataset
+from cache.description import described
 from cache.distributions import check_distributions, mass_faults
 from cache.errors import PipelineError
 from cache.formats import FORMATS
@@ -25,7 +26,6 @@ from cache.info import statistics
 from cache.records import FIELDS, check_record
 from cache.shards import ShardReader, open_shards
 from cache.verify import faults
-from pipeline.commands.cache import _lines
 
 FUZZ = settings(
     max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -187,7 +187,7 @@ def test_harmed_manifests(kind, format, folders):
         with contextlib.suppress(PipelineError):
             found = statistics(open_shards(folder))
             assert json.dumps(found)
-            assert list(_lines(found))
+            assert list(described(found))
         try:
             reader = open_shards(folder)
             found = [row for index in range(len(reader.shards)) for row in reader.read(index)]

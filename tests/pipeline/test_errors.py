@@ -163,7 +163,7 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SAYS = "import stages.shared.whisper.decode as d\nd.Transcriber._text = lambda *_: {!r}"
+SAYS = "import stages.shared.whisper.decode as d\nd.Transcriber.text = lambda *_: {!r}"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
