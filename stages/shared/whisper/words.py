@@ -99,8 +99,8 @@ def at_silences(bounds: list[float], quiet: list[Span]) -> list[Span]:
     for silence in quiet:
         distances = [max(silence[0] - bound, bound - silence[1], 0.0) for bound in bounds]
         nearest = min(range(len(bounds)), key=distances.__getitem__)
-        left, right = gaps[nearest]
-        if distances[nearest] <= REACH_S and silence[1] - silence[0] > right - left:  # the longest of several
+        taken = gaps[nearest]
+        if distances[nearest] <= REACH_S and silence[1] - silence[0] > taken[1] - taken[0]:  # the longest of several
             gaps[nearest] = silence
     spans: list[Span] = []
     last = 0.0
