@@ -99,14 +99,14 @@ def at_silences(bounds: list[float], quiet: list[Span]) -> list[Span]:
     for silence in quiet:
         distances = [max(silence[0] - bound, bound - silence[1], 0.0) for bound in bounds]
         nearest = min(range(len(bounds)), key=distances.__getitem__)
-        begin, end = gaps[nearest]
-        if distances[nearest] <= REACH_S and silence[1] - silence[0] > end - begin:  # the longest of several
+        taken = gaps[nearest]
+        if distances[nearest] <= REACH_S and silence[1] - silence[0] > taken[1] - taken[0]:  # the longest of several
             gaps[nearest] = silence
     spans: list[Span] = []
     last = 0.0
     for number, (left, right) in enumerate(pairwise(gaps)):
-        first, end = (left[1], right[0]) if left[1] < right[0] else (bounds[number], bounds[number + 1])
-        start = max(first, last)
+        start, end = (left[1], right[0]) if left[1] < right[0] else (bounds[number], bounds[number + 1])
+        start = max(start, last)
         last = max(start, end)
         spans.append((start, last))
     return spans

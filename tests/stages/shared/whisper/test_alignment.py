@@ -1,6 +1,7 @@
 """When words are said: planted attention, transformers' own attention, the route through experts, and words from tokens."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import make_tiny_whisper, make_utterance, saying
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
 from stages.shared.audio import decode_flac
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
@@ -119,8 +120,13 @@ def test_heads_are_those_of_the_configuration_or_of_the_size(tiny_whisper):
 # Words
 
 
+@cache
+def tokenizer_of(folder: Path) -> WhisperTokenizer:
+    return load_whisper(str(folder), 1).tokenizer
+
+
 def words_of(folder: Path, text: str, language: str) -> list[str]:
-    tokenizer = load_whisper(str(folder), 1).tokenizer
+    tokenizer = tokenizer_of(folder)
     ids = tokenizer.encode(text, add_special_tokens=False)
     pieces = split_words(tokenizer, ids, language)
     assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
@@ -158,7 +164,7 @@ def test_words_together_are_the_text(tiny_whisper, text, language):
 
 def test_a_text_cut_within_a_letter(tiny_whisper):
     """Decoding stops after so many tokens, maybe in the middle of a letter."""
-    tokenizer = load_whisper(str(tiny_whisper), 1).tokenizer
+    tokenizer = tokenizer_of(tiny_whisper)
     ids = tokenizer.encode(" kůň", add_special_tokens=False)[:-1]
     assert "".join(piece.text for piece in split_words(tokenizer, ids, "cs")) == tokenizer.decode(ids)
 
