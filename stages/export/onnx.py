@@ -145,14 +145,15 @@ def _trace_encoder(encoder: _Encoder, whisper: Whisper, path: Path) -> None:
 def _trace_decoder(decoder: _Decoder, whisper: Whisper, path: Path) -> None:
     config = whisper.model.config
     heads = config.decoder_attention_heads
-    past = torch.zeros(config.decoder_layers, 2, heads, 3, config.d_model // heads)
-    cross = torch.zeros(config.decoder_layers, 2, heads, config.max_source_positions, config.d_model // heads)
+    sizes = [3, 3, config.max_source_positions, config.max_source_positions]  # of keys and values, own and cross
+    # four tensors: the exporter takes one that is given twice for a single input
+    caches = [torch.zeros(config.decoder_layers, 2, heads, size, config.d_model // heads) for size in sizes]
     past_dim = torch.export.Dim("past")
-    caches = {name: {1: BATCH, 3: past_dim} for name in ("keys_LBHTd", "values_LBHTd")}
+    own = {name: {1: BATCH, 3: past_dim} for name in ("keys_LBHTd", "values_LBHTd")}
     crosses = {name: {1: BATCH} for name in ("cross_keys_LBHSd", "cross_values_LBHSd")}
-    shapes = {"token_B1": {0: BATCH}, "language_B": {0: BATCH}, **caches, **crosses}
+    shapes = {"token_B1": {0: BATCH}, "language_B": {0: BATCH}, **own, **crosses}
     inputs = ["token", "language", "past_keys", "past_values", "cross_keys", "cross_values"]
-    example = (torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, dtype=torch.long), past, past, cross, cross)
+    example = (torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, dtype=torch.long), *caches)
     _trace(decoder, example, shapes, (inputs, ["logits", "keys", "values"]), path)
 
 

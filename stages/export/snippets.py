@@ -1,6 +1,6 @@
 """The lines that run an exported folder elsewhere, for its card. `here` is the folder that holds the card."""
 
-from stages.shared.whisper.window import FULL_WINDOW_S, POSITIONS_PER_SECOND
+from stages.shared.whisper.window import FRAMES_PER_SECOND, FULL_WINDOW_S, POSITIONS_PER_SECOND
 
 TRANSFORMERS = """```python
 from transformers import pipeline
@@ -27,6 +27,19 @@ print(WhisperTokenizer.from_pretrained("here").decode(ids[0], skip_special_token
 FASTER_WHISPER = """```python
 from faster_whisper import WhisperModel
 
+segments, _ = WhisperModel("here").transcribe("speech.wav", language="{code}", without_timestamps=True)
+print(" ".join(segment.text.strip() for segment in segments))
+```"""
+
+FASTER_WHISPER_CUT = """```python
+from functools import partial
+
+import faster_whisper.transcribe
+from faster_whisper import WhisperModel
+from faster_whisper.audio import pad_or_trim
+
+# faster-whisper 1.2 fills the features of each window up to 30 s before the encoder: this keeps {window} s
+faster_whisper.transcribe.pad_or_trim = partial(pad_or_trim, length={frames})
 segments, _ = WhisperModel("here").transcribe("speech.wav", language="{code}", without_timestamps=True)
 print(" ".join(segment.text.strip() for segment in segments))
 ```"""
@@ -92,16 +105,16 @@ print(tokenizer.decode(tokens, skip_special_tokens=True))
 
 SNIPPETS = {
     "whisper": (TRANSFORMERS, TRANSFORMERS_CUT),
-    "ctranslate2": (FASTER_WHISPER, FASTER_WHISPER),
+    "ctranslate2": (FASTER_WHISPER, FASTER_WHISPER_CUT),
     "peft": (PEFT, PEFT),
     "ggml": (WHISPER_CPP, WHISPER_CPP_CUT),
     "onnx": (ONNX, ONNX),
 }
 WINDOW = (
     "The model was trained, and its error rates were measured, on windows of {window} s. The encoder's positions of all 30 s "
-    "are in this folder, so that any program runs it; in another window it may say other things. The window is "
-    "`chunk_length={window}` in faster-whisper, where an export for it has this setting already, and `audio_ctx` "
-    "{positions} in whisper.cpp."
+    "are in this folder, so that any program runs it; in another window it says other things. The window is `chunk_length` "
+    "{window} in preprocessor_config.json for faster-whisper, with the line that stands in the card of an export for it, and "
+    "`audio_ctx` {positions} in whisper.cpp."
 )
 
 
@@ -110,7 +123,9 @@ def snippet(format_name: str, code: str, audio_window_s: int, base: str) -> str:
     whole, cut = SNIPPETS[format_name]
     text = cut if audio_window_s < FULL_WINDOW_S else whole
     positions = audio_window_s * POSITIONS_PER_SECOND
-    return text.format(code=code, window=audio_window_s, positions=positions, base=base)
+    return text.format(
+        code=code, window=audio_window_s, positions=positions, frames=audio_window_s * FRAMES_PER_SECOND, base=base
+    )
 
 
 def about_window(audio_window_s: int) -> str:

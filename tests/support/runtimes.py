@@ -5,6 +5,7 @@ Each function returns what a list of clips, (samples,) float32 at 16 kHz, is tur
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from stages.shared.audio import SAMPLE_RATE
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.window import FRAMES_PER_SECOND
 
 Says = Callable[[list[np.ndarray]], list[str]]
 
@@ -64,9 +66,12 @@ def ctranslate2_says(folder: Path, language: str, window: int, compute_type: str
 
 
 def faster_whisper_says(folder: Path, language: str, window: int, compute_type: str = "float32") -> Says:
-    """By faster-whisper on the clip, without any of its ways to try again."""
+    """By faster-whisper on the clip, in the window of the training, without any of its ways to try again."""
+    import faster_whisper.transcribe
     from faster_whisper import WhisperModel
+    from faster_whisper.audio import pad_or_trim
 
+    faster_whisper.transcribe.pad_or_trim = partial(pad_or_trim, length=FRAMES_PER_SECOND * window)  # as the card says
     model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=torch.get_num_threads())
     plain = dict(no_speech_threshold=None, log_prob_threshold=None, compression_ratio_threshold=None, temperature=0.0)
     plain |= dict(beam_size=1, condition_on_previous_text=False, without_timestamps=True, language=language)
