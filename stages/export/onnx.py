@@ -55,11 +55,10 @@ class _RoutedBlock(nn.Module):
 class _Side(nn.Module):
     def __init__(self, model: Any, token: int | None, asked: _Asked):
         super().__init__()
-        self.model, self.token, self.asked = model, token, asked
+        self.model, self.token, self.asked = model, -1 if token is None else token, asked
 
     def ask(self, language_B: torch.Tensor) -> None:
-        if self.token is not None:
-            self.asked.rows = language_B.eq(self.token)
+        self.asked.rows = torch.eq(language_B, self.token)
 
 
 class _Encoder(_Side):
