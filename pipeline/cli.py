@@ -13,6 +13,7 @@ from cache.resume import Rerun
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_export import export_command
+from pipeline.cli_push import push_command
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
@@ -135,6 +136,7 @@ cli.add_command(train_student_command)
 cli.add_command(evaluate_command)
 cli.add_command(transcribe_command)
 cli.add_command(export_command)
+cli.add_command(push_command)
 cli.add_command(cache_group)
 cli.add_command(experts_group)
 

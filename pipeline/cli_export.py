@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from cache.storage import AnyPath
-from pipeline.options import base_option, device_option, entry_of, examples, params_of, path_of
+from pipeline.options import base_option, device_option, entry_of, examples, licence_option, params_of, path_of
 from stages.export.formats import FORMATS, PRECISIONS, described
 
 FOLDS = ("gates", "wer", "all")
@@ -53,6 +53,7 @@ def _entry(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     metavar="LANG",
     help="Code, name or entry of the parameters; default: the model's. It names the validation split, and the card.",
 )
+@licence_option
 @base_option
 @device_option
 @click.pass_context
@@ -64,6 +65,7 @@ def export_command(
     precision: str | None,
     fold: str | None,
     language: str | None,
+    licence: str | None,
     base: str | None,
     **flags: Any,
 ) -> None:
@@ -73,4 +75,4 @@ def export_command(
     """
     from pipeline.commands.export import Choices, export
 
-    export(params_of(ctx, **flags), model, out, Choices(format_, precision, fold, language, base))
+    export(params_of(ctx, **flags), model, out, Choices(format_, precision, fold, language, base, licence))

@@ -18,6 +18,12 @@ base_option = click.option(
     help="Base of experts or an adapter: folder or hub id; default: the one that they name. Its weights are checked.",
 )
 
+licence_option = click.option(
+    "--licence",
+    metavar="NAME",
+    help="For the card, as the hub names it: cc-by-4.0, apache-2.0; default: the parameters'.",
+)
+
 
 def rerun_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --update and --restart. The command gets `rerun`: what to do with earlier work."""

@@ -128,6 +128,9 @@ class Params(Settings):
     audio_window_s: Annotated[int, Field(ge=1, le=30)] = 30
     device: str = "auto"
     student: str = "openai/whisper-small"
+    licence: str | None = Field(
+        None, description="of what is trained, for its card: as the hub names it, such as cc-by-4.0"
+    )
     teacher: Teacher = Teacher()
     methods: Methods = Methods()
     prepare: PrepareSettings = PrepareSettings()

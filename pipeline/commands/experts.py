@@ -7,13 +7,17 @@ import torch
 
 from cache import storage
 from cache.errors import PipelineError
+from cache.files import write_text
 from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.errors import each
 from pipeline.options import print_descriptions
 from pipeline.progress import ProgressReport
+from stages.shared.card.stored import card_of
+from stages.shared.card.text import CARD
 from stages.shared.student import experts
+from stages.shared.student.loading import locate
 from stages.shared.student.metadata import base_metadata, find_base, load_base
 from stages.shared.student.packing import Precision, Tensors, check_choice, kept
 from stages.shared.student.published import check_published_base, find_published, read_published
@@ -44,6 +48,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     with sole_writer(out):
         _refuse_taken(out)
         experts.write_expert(out, language, state, shared, metadata, _exact_precision(state))
+        _write_card(out, base_source)
     equal = f"the base in its checkpoint equals {base.model_id}"
     unchecked = f"{source} has no full checkpoint here: whether its base is {base.model_id} was not checked"
     say(f"{out}: {_summary(describe(out))}; {equal if checked else unchecked}")
@@ -69,12 +74,17 @@ def compress(
     with sole_writer(out), ProgressReport(f"experts compress {folder}", "tensors") as progress:
         _refuse_taken(out)
         experts.write_expert(out, metadata["language"], state, shared, carried | changed, precision, rank, progress)
+        _write_card(out, base.model_id)
     stored = experts.read_expert(out, experts.read_expert_metadata(out), shared).state
     say(f"{out}: {_summary(describe(out))}; {_kept(state, stored, shared)}")
 
 
 def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
     return f"{100 * kept(state, stored, shared):.2f} % of what training changed in the FFNs is kept (squared norm)"
+
+
+def _write_card(folder: AnyPath, base_source: str) -> None:
+    write_text(folder / CARD, card_of(locate(str(folder), base_source), folder.name))
 
 
 def _refuse_taken(out: AnyPath) -> None:

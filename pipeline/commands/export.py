@@ -5,17 +5,15 @@ from typing import Any
 
 import click
 
-from cache import storage
-from cache.files import read_json
 from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, say
 from pipeline.params import Params
 from pipeline.progress import ProgressReport
-from stages.export.card import Measured
 from stages.export.formats import FORMATS
 from stages.export.run import Export, Validation, check_export, folds
 from stages.export.run import export as export_model
+from stages.shared.card.measured import find_measured
 from stages.shared.student.loading import ModelSource, locate
 from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.languages import code_of
@@ -30,6 +28,7 @@ class Choices:
     fold: Any
     language: str | None  # a code or an entry of the parameters
     base: str | None
+    licence: str | None = None
 
 
 def export(params: Params, source: str, out: AnyPath, choices: Choices) -> None:
@@ -51,7 +50,8 @@ def export(params: Params, source: str, out: AnyPath, choices: Choices) -> None:
         [code_of(entry)] if entry else [],
         choices.fold or "gates",
         _validation(params, entry) if folded else None,
-        _measured(params, entry, source) if entry else [],
+        find_measured(params.paths.metrics, source),
+        choices.licence or params.licence,
     )
     check_export(found, out, wanted)
     for line in found.lines:
@@ -74,14 +74,3 @@ def _validation(params: Params, entry: str | None) -> Validation:
     assert entry is not None  # a folder of experts is for one language
     device, how = chosen_device(params), params.evaluate
     return Validation(params.paths.split(entry, "validation"), device, compute_dtype(how.dtype, device), how.cut_loops)
-
-
-def _measured(params: Params, entry: str, source: str) -> list[Measured]:
-    """Returns what `evaluate` has found for the model at `source`, of which it writes the folder or the hub id."""
-    own, found = str(storage.path(source)), []
-    for path in sorted((params.paths.metrics / entry).glob("*.json"), key=str):
-        metrics = read_json(path)
-        if str(storage.path(str(metrics.get("model")))) == own:
-            names = ("corpus", "split", "utterances", "wer", "cer", "dtype")
-            found.append(Measured(**{name: metrics[name] for name in names}))
-    return found

@@ -76,7 +76,7 @@ def run_training(
     title = f"{method} {'+'.join(one.language for one in data)}"
     with ProgressReport(title, "steps") if processes.main else nullcontext() as report:
         progress = report.losses if report else silent
-        execution = Execution(processes.device, rerun, progress, processes, params.paths.runs, say)
+        execution = Execution(processes.device, rerun, progress, processes, params.paths.runs, say, params.licence)
         result = train_on_shards(whisper, method, data, out, settings, execution)
     if processes.main:
         counts = {source: result[name] for source, name in TARGET_COUNTS.items()}

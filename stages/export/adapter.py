@@ -7,6 +7,7 @@ from peft import LoraConfig
 
 from cache import files
 from cache.errors import PipelineError
+from stages.shared.card.stored import tokens_of
 from stages.shared.student import adapters, experts
 from stages.shared.student.experts import StoredExpert
 from stages.shared.student.loading import ModelSource
@@ -62,14 +63,6 @@ def write_adapter(found: ModelSource, folder: Path, dtype: torch.dtype) -> None:
         config,
         {"languages": [expert.language], "language_tokens": tokens_of(found), **kept},
     )
-
-
-def tokens_of(found: ModelSource) -> dict[str, str]:
-    """Returns language -> the other language whose token stands for it in prompts, of an adapter or of experts."""
-    if found.kind == "adapter":
-        return dict(found.metadata["language_tokens"])
-    language, token = found.metadata["language"], found.metadata["token"]
-    return {language: token} if token != language else {}
 
 
 def _lora_state(expert: StoredExpert, shared: Tensors) -> dict[str, torch.Tensor]:

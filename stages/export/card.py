@@ -1,20 +1,17 @@
 """Writes the card of an exported folder: what it is, from which model, how to run it, and what was measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from huggingface_hub import ModelCardData
 
 from stages.export.fold import Fold
-from stages.export.formats import PEFT, Format
-from stages.export.snippets import about_window, snippet
-from stages.shared.methods import LORA
+from stages.export.formats import ONNX, Format
+from stages.shared.card.measured import Measured, section
+from stages.shared.card.snippets import about_window, snippet
+from stages.shared.card.text import CardFacts, cell, training_of
+from stages.shared.card.text import card as card_text
 from stages.shared.student.loading import ModelSource
-from stages.shared.whisper.languages import language_name
 from stages.shared.whisper.window import FULL_WINDOW_S
 
-KINDS = {"whisper": "a Whisper", "experts": "experts (CLSR)", "adapter": "a LoRA adapter"}
 CHOICES = {
     "gates": "in each layer the block that most tokens of the validation split took",
     "wer": "the blocks that the gates chose most, changed layer by layer where that lowered the validation error rate. The "
@@ -24,20 +21,8 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `evaluate` found for the model before its export."""
-
-    corpus: str
-    split: str
-    utterances: int
-    wer: float  # a fraction, as cer
-    cer: float
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the card tells. tokens: language -> the other language whose token stands for it in prompts."""
+class Written:
+    """What was written. fold: of experts with gates. precision: of the stored numbers. licence: as SPDX names it."""
 
     title: str
     found: ModelSource
@@ -47,56 +32,53 @@ class Facts:
     tokens: Mapping[str, str]
     audio_window_s: int
     fold: Fold | None
-    measured: list[Measured]
+    measured: Sequence[Measured]
+    licence: str | None = None
 
 
-def card(facts: Facts) -> str:
-    """Returns the whole README.md, with the hub's metadata at its top."""
-    parts = [f"---\n{_metadata(facts)}\n---", f"# {_cell(facts.title)}", _what(facts), _how(facts)]
-    if facts.fold:
-        parts.append("## Folded experts\n\n" + "\n".join(_fold(facts.fold)))
-    if facts.measured:
-        parts.append("## Measured before the export\n\n" + "\n".join(_measured(facts)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _metadata(facts: Facts) -> str:
-    base = facts.found.whisper.name
-    of_hub = base.count("/") == 1 and not Path(base).is_dir()
-    return ModelCardData(
-        language=facts.languages or None,
-        library_name=facts.format.library,
-        pipeline_tag="automatic-speech-recognition",
-        base_model=base if of_hub else None,
-        tags=["whisper", *([LORA.name] if facts.format == PEFT else [])],
-    ).to_yaml()
-
-
-def _what(facts: Facts) -> str:
-    named = ", ".join(f"{language_name(code)} ({code})" for code in facts.languages) or "not named"
-    rows = [
-        ("made from", f"`{_cell(facts.found.name)}`: {KINDS[facts.found.kind]}"),
-        *([("base", f"`{_cell(facts.found.whisper.name)}`")] if facts.found.kind != "whisper" else []),
-        ("language", named),
-        *[("prompt", f"`<|{token}|>` stands for {language_name(code)}") for code, token in facts.tokens.items()],
-        ("audio window", f"{facts.audio_window_s} s"),
-        ("format", f"{facts.format.name}, {facts.precision}"),
-    ]
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows)])
-
-
-def _cell(text: str) -> str:
-    """Leaves out of a name what would end a cell, a code span, a string or a line."""
-    return "".join(char if char.isprintable() and char not in '|`"\\' else " " for char in text)
-
-
-def _how(facts: Facts) -> str:
-    code = facts.languages[0] if facts.languages else "en"
-    text = snippet(
-        facts.format.name, facts.tokens.get(code, code), facts.audio_window_s, _cell(facts.found.whisper.name)
+def card(written: Written) -> str:
+    """Returns the whole README.md. The rates of a model whose experts were folded are not its own."""
+    lossy = written.fold is not None and written.fold.choice is not None
+    facts = CardFacts(
+        title=written.title,
+        kind=written.found.kind,
+        source=f"`{cell(written.found.name)}`",
+        base=written.found.whisper.name if written.found.kind != "whisper" else None,
+        languages=written.languages,
+        tokens=written.tokens,
+        audio_window_s=written.audio_window_s,
+        library=written.format.library,
+        run=training_of(written.found.folder),
+        how=_how(written),
+        routed=written.found.kind == "experts" and written.format == ONNX,
+        rows=[("format", f"{written.format.name}, {written.precision}")],
+        sections=list(_sections(written, lossy)),
+        licence=written.licence,
     )
-    window = [about_window(facts.audio_window_s)] if facts.audio_window_s < FULL_WINDOW_S else []
-    return "\n\n".join(["## How to run it", text, *window])
+    return card_text(facts, [] if lossy else written.measured)
+
+
+def _how(written: Written) -> str:
+    code = written.languages[0] if written.languages else "en"
+    text = snippet(
+        written.format.name,
+        written.tokens.get(code, code),
+        written.audio_window_s,
+        cell(written.found.whisper.name),
+    )
+    return "\n\n".join(
+        [text, *([about_window(written.audio_window_s)] if written.audio_window_s < FULL_WINDOW_S else [])]
+    )
+
+
+def _sections(written: Written, lossy: bool) -> Iterator[str]:
+    if written.fold:
+        yield "## Folded experts\n\n" + "\n".join(_fold(written.fold))
+    if lossy and written.measured:
+        yield (
+            "## Measured before the export\n\nError rates of the model with its experts, not of this folded one.\n\n"
+            + (section(written.measured))
+        )
 
 
 def fold_lines(fold: Fold) -> list[str]:
@@ -130,12 +112,3 @@ def _fold(fold: Fold) -> Iterator[str]:
     yield "\n| layer | block that stays | tokens that took the expert |\n| --- | --- | --- |"
     for name, kept in fold.layers.items():
         yield f"| {name} | {'expert' if kept else 'base'} | {100 * fold.shares[name]:.0f} % |"
-
-
-def _measured(facts: Facts) -> Iterator[str]:
-    what = "the model with its experts, not of this folded one" if facts.fold and facts.fold.choice else "the model"
-    yield f"Error rates of {what}, by `pipeline evaluate` in its own window.\n"
-    yield "| corpus | split | utterances | WER % | CER % | precision |\n| --- | --- | --- | --- | --- | --- |"
-    for one in facts.measured:
-        rates = f"{100 * one.wer:.1f} | {100 * one.cer:.1f}"
-        yield f"| {one.corpus} | {one.split} | {one.utterances:,} | {rates} | {one.dtype} |"

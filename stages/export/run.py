@@ -1,9 +1,9 @@
 """Exports a model: reads it, folds its experts if it has any, and writes a folder in another program's format."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,9 @@ from stages.export.formats import CTRANSLATE2, GGML, PEFT, WHISPER, Format, chec
 from stages.export.ggml import check_sizes, write_ggml
 from stages.export.onnx import write_onnx
 from stages.export.plain import write_plain
+from stages.shared.card.measured import Measured
+from stages.shared.card.stored import tokens_of
+from stages.shared.card.text import CARD
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.student.packing import DTYPES, not_finite
 from stages.shared.validation import validation_clips
@@ -45,7 +48,7 @@ class Export:
     """What is to be written.
 
     languages: codes, for the card; []: those of the model. fold: how experts whose gates look at tokens are folded.
-    validation: needed for these alone. measured: rates of the model, for the card.
+    validation: needed for these alone. measured: rates of the model, for the card. licence: of what is written, for the card.
     """
 
     format: Format
@@ -53,7 +56,8 @@ class Export:
     languages: list[str]
     fold: Choice = "gates"
     validation: Validation | None = None
-    measured: list[card.Measured] = field(default_factory=list)
+    measured: Sequence[Measured] = ()
+    licence: str | None = None
 
 
 def check_export(found: ModelSource, out: AnyPath, wanted: Export) -> None:
@@ -112,20 +116,29 @@ def export(
             write_onnx(loaded, folder)
         else:
             adapter.write_adapter(found, folder, DTYPES[wanted.precision])
-        files.write_text(folder / "README.md", card.card(facts))
+        files.write_text(folder / CARD, card.card(facts))
         return sum(storage.sizes(folder).values())
 
 
 def _facts(
     found: ModelSource, out: AnyPath, wanted: Export, folded: Fold | None, whisper: Whisper | None
-) -> card.Facts:
+) -> card.Written:
     if whisper is None:
-        tokens, window = adapter.tokens_of(found), found.metadata["audio_window_s"]
+        tokens, window = tokens_of(found), found.metadata["audio_window_s"]
     else:
         tokens, window = getattr(whisper.model.config, "language_tokens", None) or {}, whisper.audio_window_s
     languages = wanted.languages or found.languages
-    return card.Facts(
-        out.name, found, wanted.format, wanted.precision, languages, tokens, window, folded, wanted.measured
+    return card.Written(
+        out.name,
+        found,
+        wanted.format,
+        wanted.precision,
+        languages,
+        tokens,
+        window,
+        folded,
+        wanted.measured,
+        wanted.licence,
     )
 
 

@@ -17,6 +17,7 @@ from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
+from stages.shared.card.text import RESULT
 from stages.shared.methods import method_named
 from stages.shared.student.experts import shared_of
 from stages.shared.student.metadata import base_metadata
@@ -28,6 +29,7 @@ from stages.shared.whisper.device import compute_dtype, round_weights
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import token_of, use_token
 from stages.train_student import checkpoint
+from stages.train_student.cards import write_cards
 from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, TrainingLoop
 from stages.train_student.mixture import Mixture
@@ -42,7 +44,7 @@ from stages.train_student.validation import Validation, validate_languages
 TRAIN_VERSION = 1
 # Settings that are not of the recipe. The dtype that was taken is recorded with the settings.
 NO_RECIPE = {"dtype", "log_every", "save_every", "track", "verify"}
-RESULT, PROGRESS, LEFT_OUT = "training.json", "progress.json", "left_out.jsonl"
+PROGRESS, LEFT_OUT = "progress.json", "left_out.jsonl"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Execution:
     processes: Processes = SINGLE_PROCESS
     runs: Path = Path("runs")  # the folder of trackers that write files
     warn: Callable[[str], None] = lambda line: None
+    licence: str | None = None  # of what is trained, for its card
 
 
 def train_student(
@@ -152,9 +155,8 @@ class _Run:
 
     def result(self) -> dict[str, Any]:
         """Returns the facts of the run: it may have been finished before."""
-        run_settings = self._settings()
-        found = self.processes.on_main(lambda: _finished(self.out, self.languages, run_settings, self.execution.rerun))
-        if found is not None:
+        run_settings, rerun = self._settings(), self.execution.rerun
+        if found := self.processes.on_main(lambda: _finished(self.out, self.languages, run_settings, rerun)):
             return found
         # before the folder is claimed: what is refused here must not stand in the way of the next run
         for one in self.languages if self.settings.verify else []:
@@ -179,8 +181,19 @@ class _Run:
             "not_chosen": data.not_chosen,
             "parameters": sum(parameter.numel() for parameter in trainee.parameters.values()),
         }
-        self.processes.on_main(lambda: _finish(self.out, self.languages, result, shared=trainee.student is None))
+        self.processes.on_main(lambda: self._finish(result, shared=trainee.student is None))
         return result
+
+    def _finish(self, result: dict[str, Any], shared: bool) -> None:
+        """shared: one model in `out` is for all the languages."""
+        codes = {one.out: [one.language] for one in self.languages}
+        write_cards({self.out: sum(codes.values(), [])} if shared else codes, self.base, result, self.execution.licence)
+        for one in self.languages:
+            if one.out != self.out:
+                where = {"run": str(self.out), "model": str(self.out if shared else one.out)}
+                files.write_json(one.out / RESULT, {**result, **where})
+        files.write_json(self.out / RESULT, result)
+        _remove_working_files(self.out)
 
     def _data(self) -> TrainingData | Mixture:
         parts = [
@@ -210,9 +223,8 @@ class _Run:
         ]
 
         def save_best(position: checkpoint.Position) -> None:
-            folders = {one.language: one.out for one in self.languages}
-            facts = {"step": position.step, "validation_wer": position.best_wer}
-            trainee.save(self.out, folders, {"method": self.method, **named, **facts})
+            facts = {"method": self.method, **named, "step": position.step, "validation_wer": position.best_wer}
+            trainee.save(self.out, {one.language: one.out for one in self.languages}, facts)
 
         def validate() -> dict[str, float]:
             return validate_languages(validations, self.processes)
@@ -281,14 +293,6 @@ def _finished(
 def _claim(out: AnyPath, run_settings: dict[str, Any], left_out: list[dict[str, str]]) -> None:
     files.write_json(out / PROGRESS, {"settings": run_settings})
     files.write_jsonl(out / LEFT_OUT, left_out)
-
-
-def _finish(out: AnyPath, languages: Sequence[LanguageData], result: dict[str, Any], shared: bool) -> None:
-    for one in languages:
-        if one.out != out:
-            files.write_json(one.out / RESULT, {**result, "run": str(out), "model": str(out if shared else one.out)})
-    files.write_json(out / RESULT, result)
-    _remove_working_files(out)
 
 
 def _remove_working_files(out: AnyPath) -> None:

@@ -1,6 +1,17 @@
-"""The lines that run an exported folder elsewhere, for its card. `here` is the folder that holds the card."""
+"""The lines that run a model, here and elsewhere, for its card. `here` is the folder that holds the card."""
 
 from stages.shared.whisper.window import FRAMES_PER_SECOND, FULL_WINDOW_S, POSITIONS_PER_SECOND
+
+OURS = """```python
+from pipeline import load_model, transcribe
+
+print(*(window.text for window in transcribe(load_model("here"), "speech.wav", language="{code}")))
+```
+
+`pipeline` is of the package whisper-offline-distillation, whose `pipeline export` writes the model for faster-whisper,
+whisper.cpp, transformers, PEFT and ONNX Runtime."""
+
+OURS_WINDOW = """A recording of any length is cut at pauses into windows of at most {window} s, as in training."""
 
 TRANSFORMERS = """```python
 from transformers import pipeline

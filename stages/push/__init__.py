@@ -1,0 +1,1 @@
+"""Sends a model to the Hugging Face hub, with its card."""

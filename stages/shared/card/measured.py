@@ -1,0 +1,153 @@
+"""Reads what `evaluate` has found for a model, and writes it for a card: a table, and the hub's `model-index`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from cache import files, storage
+from cache.storage import AnyPath
+from stages.shared.scoring import interval
+
+TASK = ("automatic-speech-recognition", "Automatic Speech Recognition")
+VALIDATION = "validation"
+RATES = {"wer": "WER", "cer": "CER"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One result of `evaluate`. Rates are fractions, None where there is none. own: of the model, not of a base."""
+
+    system: str
+    own: bool
+    facts: dict[str, Any]  # what the metrics file holds
+    intervals: dict[str, tuple[float, float]]  # rate -> 95 % interval, where the utterances' rows are there
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.facts["language"], self.facts["corpus"], self.facts["split"]
+
+
+def find_measured(metrics: AnyPath, model: str) -> list[Measured]:
+    """Returns the results of `model` (a folder or a hub id) in the folder `metrics`, and the bases' on the same splits."""
+    found = []
+    for path in sorted(metrics.glob("*/*.json"), key=str):
+        if isinstance(facts := files.read_json(path), dict) and _is_metrics(facts):
+            own = _place(str(facts["model"])) == _place(model)
+            if own or str(facts["system"]).partition("-")[0] == "base":
+                found.append((path, own, facts))
+    places = {_split_of(facts) for _, own, facts in found if own}
+    return [
+        Measured(facts["system"], own, facts, _intervals(path) if own else {})
+        for path, own, facts in found
+        if _split_of(facts) in places
+    ]
+
+
+def _is_metrics(facts: dict[str, Any]) -> bool:
+    return {"model", "system", "language", "corpus", "split", "utterances", *RATES} <= facts.keys()
+
+
+def _split_of(facts: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(facts[name] for name in ("language", "corpus", "split", "utterances"))
+
+
+def _place(model: str) -> str:
+    """Returns one name for a folder, however it was written."""
+    place = storage.path(model)
+    return str(place.resolve()) if isinstance(place, Path) and place.exists() else str(place)
+
+
+def _intervals(path: AnyPath) -> dict[str, tuple[float, float]]:
+    rows_path = path.with_suffix(".utterances.jsonl")
+    if not rows_path.exists():
+        return {}
+    rows = list(files.read_jsonl(rows_path))
+    return {rate: interval(rows, rate) for rate in RATES}
+
+
+def section(measured: Sequence[Measured]) -> str:
+    """Returns the rates as a table, and what else was noticed."""
+    head = [
+        "system",
+        "language",
+        "corpus",
+        "split",
+        "utterances",
+        "WER % (95 %)",
+        "CER % (95 %)",
+        "window",
+        "precision",
+    ]
+    lines = [" | ".join(["", *head, ""]).strip(), "|" + " --- |" * len(head)]
+    for one in measured:
+        facts = one.facts
+        name = "**this model**" if one.own else f"{one.system}, not trained"
+        rates = [_rate(one, rate) for rate in RATES]
+        cells = [*map(str, one.place), f"{facts['utterances']:,}", *rates, _seconds(facts), facts.get("dtype", "")]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join([*lines, "", *_notes([one.facts for one in measured if one.own])])
+
+
+def _rate(one: Measured, rate: str) -> str:
+    if (value := one.facts[rate]) is None:
+        return "-"
+    low, high = one.intervals.get(rate, (value, value))
+    return f"{100 * value:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if rate in one.intervals else "")
+
+
+def _seconds(facts: dict[str, Any]) -> str:
+    return f"{facts['audio_window_s']} s" if "audio_window_s" in facts else ""
+
+
+def _notes(own: list[dict[str, Any]]) -> Iterator[str]:
+    normalisers = sorted({str(facts["normaliser"]) for facts in own if facts.get("normaliser")})
+    if normalisers:
+        yield f"- Normaliser: {', '.join(normalisers)}. It takes out capitals and punctuation."
+    for facts in own:
+        where = f"{facts['corpus']}, {facts['split']}"
+        if facts["split"] == VALIDATION:
+            yield f"- {where}: the weights were chosen on this split, so that its rates are too good."
+        if facts.get("loops") or facts.get("unended"):
+            yield (
+                f"- {where}: of {facts['utterances']:,} texts {facts.get('loops', 0):,} repeated themselves, and "
+                f"{facts.get('unended', 0):,} did not end."
+            )
+        if gates := facts.get("gates"):
+            yield f"- {where}: the expert took {', '.join(_gate_use(gates))}."
+
+
+def _gate_use(gates: dict[str, float]) -> Iterator[str]:
+    for side in ("encoder", "decoder"):
+        if shares := [share for layer, share in gates.items() if layer.startswith(side)]:
+            yield f"{100 * sum(shares) / len(shares):.0f} % of the tokens in the {side}'s layers"
+
+
+def eval_results(measured: Sequence[Measured]) -> list[EvalResult]:
+    """Returns the model's own rates as the hub's `model-index` has them, in percent."""
+    results = []
+    for one in measured:
+        language, corpus, split = one.place
+        for rate, name in RATES.items():
+            if not one.own or split == VALIDATION or one.facts[rate] is None:
+                continue
+            details: dict[str, Any] = {"normaliser": one.facts.get("normaliser"), "window": _seconds(one.facts)}
+            if rate in one.intervals:
+                details["confidence_interval_95"] = [round(100 * end, 2) for end in one.intervals[rate]]
+            results.append(
+                EvalResult(
+                    task_type=TASK[0],
+                    task_name=TASK[1],
+                    dataset_type=corpus,
+                    dataset_name=corpus,
+                    dataset_config=language,
+                    dataset_split=split,
+                    metric_type=rate,
+                    metric_name=name,
+                    metric_value=round(100 * one.facts[rate], 2),
+                    metric_args=details,
+                )
+            )
+    return results

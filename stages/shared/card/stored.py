@@ -1,0 +1,35 @@
+"""Writes the card of a folder that holds experts, an adapter or a Whisper, from what lies in it."""
+
+from transformers import AutoConfig
+
+from stages.shared.card.text import CardFacts, card, training_of
+from stages.shared.student.loading import ModelSource
+from stages.shared.whisper.window import FULL_WINDOW_S, recorded_window
+
+
+def card_of(found: ModelSource, title: str) -> str:
+    """Returns the whole README.md, without error rates."""
+    if found.kind == "whisper":
+        window = recorded_window(AutoConfig.from_pretrained(found.folder)) or FULL_WINDOW_S
+    else:
+        window = found.metadata["audio_window_s"]
+    facts = CardFacts(
+        title=title,
+        kind=found.kind,
+        source=f"`{title}`",
+        base=found.whisper.name if found.kind != "whisper" else None,
+        languages=found.languages,
+        tokens=tokens_of(found),
+        audio_window_s=window,
+        run=training_of(found.folder),
+        routed=found.kind == "experts",
+    )
+    return card(facts)
+
+
+def tokens_of(found: ModelSource) -> dict[str, str]:
+    """Returns language -> the other language whose token stands for it in prompts."""
+    if found.kind == "experts":
+        language, token = found.metadata["language"], found.metadata["token"]
+        return {language: token} if token != language else {}
+    return dict(found.metadata.get("language_tokens", {}))
