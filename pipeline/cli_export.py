@@ -58,16 +58,7 @@ def _entry(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 @device_option
 @click.pass_context
 def export_command(
-    ctx: click.Context,
-    model: str,
-    format_: str,
-    out: AnyPath,
-    precision: str | None,
-    fold: str | None,
-    language: str | None,
-    licence: str | None,
-    base: str | None,
-    **flags: Any,
+    ctx: click.Context, model: str, format_: str, out: AnyPath, device: str | None, **chosen: Any
 ) -> None:
     """Write MODEL (experts, an adapter or a Whisper: a folder, a URL or a hub id) for other programs.
 
@@ -75,4 +66,4 @@ def export_command(
     """
     from pipeline.commands.export import Choices, export
 
-    export(params_of(ctx, **flags), model, out, Choices(format_, precision, fold, language, base, licence))
+    export(params_of(ctx, device=device), model, out, Choices(format_, **chosen))

@@ -49,7 +49,7 @@ def _check_repository(repository: str) -> None:
 
 
 def _lines(planned: run.Plan) -> Iterator[str]:
-    kind = f"new, {'private' if planned.private else 'public'}" if planned.new else "is there already"
+    kind = ("new, private" if planned.private else "new") if planned.new else "is there already"
     yield f"to {planned.repository} ({kind}):"
     for name, size in planned.files.items():
         yield f"  {size:>14,}  {name}"

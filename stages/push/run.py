@@ -10,18 +10,21 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from cache.errors import PipelineError
+from cache.files import read_json
 from stages.shared.card.measured import Measured
 from stages.shared.card.stored import card_of
 from stages.shared.card.text import CARD, RESULT, is_hub_id, with_measured
 from stages.shared.student.adapters import ADAPTER
-from stages.shared.student.experts import METADATA
+from stages.shared.student.adapters import METADATA as LORA
+from stages.shared.student.experts import METADATA as EXPERTS
 from stages.shared.student.loading import locate
 
 CHECKPOINT = "checkpoint.safetensors"
 # What a training leaves behind: it names files of this machine, and no reader of the model needs it.
 OF_TRAINING = {RESULT, "progress.json", "curve.jsonl", "left_out.jsonl", CHECKPOINT}
 # One of these is in every folder that is trained or exported.
-MODELS = (METADATA, ADAPTER, "bundle.json", "config.json", "ggml-model.bin", "decoder.onnx")
+MODELS = (EXPERTS, ADAPTER, "bundle.json", "config.json", "ggml-model.bin", "decoder.onnx")
+BASE_IN = (EXPERTS, LORA, "bundle.json")  # the files that name a base
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,9 @@ def _warnings(folder: Path, text: str, measured: Sequence[Measured]) -> Iterator
         yield "no error rates: run `pipeline evaluate` first, and the card has them"
     if "\nlicense:" not in text.partition("\n---\n")[0]:
         yield "no licence: give --licence, or `licence` in the parameters; without one nobody may use it"
-    if (folder / METADATA).exists() or (folder / ADAPTER).exists():
-        base = locate(str(folder)).metadata.get("base", "")
-        if not is_hub_id(base):
-            yield f"its base is {base}, a folder of this machine: others need it, too; `pipeline export --to whisper` has all"
+    base = next((read_json(folder / name).get("base") for name in BASE_IN if (folder / name).exists()), None)
+    if base and not is_hub_id(base):
+        yield f"its base is {base}, a folder of this machine: others need it, too; `pipeline export --to whisper` has all"
 
 
 def _there(api: HfApi, repository: str) -> list[str] | None:
@@ -128,7 +130,7 @@ def push(planned: Plan, message: str, api: HfApi) -> str:
     operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=planned.card.encode()))
     with _explained(planned.repository):
         if planned.new:
-            api.create_repo(planned.repository, private=planned.private, exist_ok=True)
+            api.create_repo(planned.repository, private=planned.private or None, exist_ok=True)
         return str(api.create_commit(planned.repository, operations, commit_message=message).commit_url)
 
 
@@ -146,6 +148,8 @@ def _explained(repository: str) -> Iterator[None]:
         reason = error.server_message or next(iter(str(error).splitlines()), "no message")
         what = f"; {_how_to_log_in(repository)}" if status in (401, 403) else ""
         raise PipelineError(f"{repository}: the hub refuses it (status {status}: {reason}){what}") from None
+    except ValueError as error:  # what the client says of a card that the hub does not take
+        raise PipelineError(f"{repository}: the hub refuses the card ({' '.join(str(error).split())})") from None
     except (OSError, HTTPError) as error:
         raise PipelineError(f"{repository}: the hub cannot be reached ({type(error).__name__}: {error})") from None
 

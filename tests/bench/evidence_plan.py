@@ -70,7 +70,7 @@ def plan() -> list[Step]:
         Step("teacher", "system", "teacher", teacher="one"),
         *_made_by_teachers(LANGUAGE, "crossfit", ["mixed"]),
         *(_scarce(name, changes, "crossfit", 0) for name, changes in SCARCE_STUDENTS),
-        Step("teacher-crossfit", "system", "teacher", teacher="crossfit"),
+        Step("teacher-crossfit", "system", "teacher", settings=TEACHERS["crossfit"], teacher="crossfit"),
         *(
             _scarce(name, changes, teacher, seed)
             for seed in SEEDS[1:]

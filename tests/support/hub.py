@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hub_uploads import answer_post, answer_put
 from huggingface_hub import constants
 
 Files = dict[str, Path]  # path in the repository, with "/" -> file
@@ -27,6 +28,11 @@ class Hub:
     asked: list[str] = field(default_factory=list)  # every request, such as "GET /api/models/owner/name/revision/main"
     private: set[str] = field(default_factory=set)  # ids of repositories that are there, but not for us
     down: bool = False  # answers every request with an error of the server
+    token: str = "hf_right"  # that may write
+    refuses_cards: bool = False
+    created_private: set[str] = field(default_factory=set)
+    messages: list[str] = field(default_factory=list)  # of the commits
+    large: dict[str, bytes] = field(default_factory=dict)  # sha256 -> a large file that was uploaded
 
     def repository(self, id: str) -> Path:
         """The folder of a repository, which is made if it is missing."""
@@ -64,7 +70,7 @@ def serving(root: Path) -> Iterator[Hub]:
 
 def environment(hub: Hub, home: Path) -> dict[str, str]:
     """Variables for another process that is to use the hub."""
-    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
 def use(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path) -> None:
@@ -73,6 +79,7 @@ def use(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files go by LFS, which the stand-in knows
 
 
 def _commit(files: Files) -> str:
@@ -104,6 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        answer_post(self)
+
+    def do_PUT(self) -> None:
+        answer_put(self)
 
     def _answer(self) -> None:
         place = unquote(urlsplit(self.path).path)

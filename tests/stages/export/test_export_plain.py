@@ -145,16 +145,17 @@ def test_the_generation_settings_name_these_heads(own, speaker, work, monkeypatc
 def test_the_card_says_what_it_is(speaker, work, monkeypatch):
     make_lora(speaker, work / "lora", ("gn",), language_tokens={"gn": "es"})
     Path("metrics/gn").mkdir(parents=True)
-    metrics = {"model": "lora", "corpus": "made", "split": "test", "utterances": 1234, "wer": 0.5, "cer": 0.25}
-    Path("metrics/gn/lora.json").write_text(json.dumps({**metrics, "dtype": "float32"}))
-    Path("metrics/gn/base.json").write_text(json.dumps({**metrics, "model": "base", "wer": 0.9, "dtype": "float32"}))
-    export(monkeypatch, "lora", "--to", "whisper", "--out", "out")
+    metrics = {"model": "lora", "system": "lora", "language": "gn", "corpus": "made", "split": "test"}
+    metrics |= {"utterances": 1234, "wer": 0.5, "cer": 0.25, "dtype": "float32"}
+    Path("metrics/gn/lora.json").write_text(json.dumps(metrics))
+    Path("metrics/gn/other.json").write_text(json.dumps({**metrics, "model": "other", "system": "other", "wer": 0.9}))
+    export(monkeypatch, "lora", "--to", "whisper", "--out", "out", "--licence", "cc0-1.0")
     card = ModelCard.load("out/README.md")
     assert (card.data.language, card.data.library_name) == (["gn"], "transformers")
-    assert card.data.pipeline_tag == "automatic-speech-recognition"
+    assert (card.data.pipeline_tag, card.data.license) == ("automatic-speech-recognition", "cc0-1.0")
     for part in (
         *("Guarani (gn)", "`<|es|>` stands for Guarani", "| audio window | 1 s |", 'language="es"', "chunk_length=1"),
-        "| made | test | 1,234 | 50.0 | 25.0 | float32 |",
+        "| **this model** | gn | made | test | 1,234 | 50.0 | 25.0 |",
     ):
         assert part in card.text
     assert "90.0" not in card.text and "Folded" not in card.text

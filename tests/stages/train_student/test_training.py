@@ -183,7 +183,8 @@ def test_killed_and_resumed_it_is_the_same_run(tiny_whisper, utterances, tmp_pat
 def test_a_finished_run_is_not_done_again(tiny_whisper, utterances, tmp_path):
     first = train(tiny_whisper, "clsr", utterances, tmp_path / "run")
     before = files_of(tmp_path / "run")
-    assert sorted(before) == ["curve.jsonl", "experts.json", "experts.safetensors", "left_out.jsonl", "training.json"]
+    names = ["README.md", "curve.jsonl", "experts.json", "experts.safetensors", "left_out.jsonl", "training.json"]
+    assert sorted(before) == names
     assert train(tiny_whisper, "clsr", utterances, tmp_path / "run", progress=stop_at(0)) == first
     assert files_of(tmp_path / "run") == before
 
