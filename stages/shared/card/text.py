@@ -171,7 +171,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     if facts.routed:
         yield f"Other languages than {named} go through the base's own blocks: they are as good and as bad as the base's."
     else:
-        yield f"Other languages than {named} were changed by the training too, mostly for the worse."
+        yield f"Other languages than {named} were changed by the training too, for better or worse."
     if corpora := corpora_of(facts.run):
         yield (
             f"It was trained on {', '.join(map(cell, corpora))} alone. Expect more errors on other speech: other microphones, "
@@ -182,7 +182,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     if facts.audio_window_s < FULL_WINDOW_S:
         yield f"It knows windows of {facts.audio_window_s} s. In a longer window it says other things than were measured."
     yield "As any Whisper it may write words where nobody speaks, and repeat itself."
-    yield "Names, numbers, capitals and punctuation are not judged by the error rates: read them before you publish them."
+    yield "The error rates do not judge capitals and punctuation. Read a text before you publish it."
 
 
 def training_of(folder: AnyPath) -> dict[str, Any]:
