@@ -155,7 +155,7 @@ def evaluate_command(
     help="Code or name; default: the language that the model was trained for, or else the one that is heard.",
 )
 @token_option
-@click.option("--model", required=True, help="Folder of experts or an adapter, or folder or hub id of any Whisper.")
+@click.option("--model", required=True, help="Experts, an adapter or any Whisper: a folder, a URL or a hub id.")
 @click.option(
     "--format",
     type=click.Choice(list(FORMATS)),

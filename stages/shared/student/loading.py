@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student import adapters, experts, lora
 from stages.shared.student.metadata import find_base, load_base
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
-from stages.shared.whisper.models import Whisper, WhisperSource, find_model, load_whisper
+from stages.shared.whisper.models import Whisper, WhisperSource, find_folder, find_model, load_whisper
 
 Kind = Literal["whisper", "experts", "adapter"]
 
@@ -55,7 +54,7 @@ def locate(source: str, base: str | None = None) -> ModelSource:
     base: folder, URL or hub id of the base; None takes the one that the metadata names.
     Raises PipelineError where `source` is none of these, or where the base cannot be found.
     """
-    folder = storage.path(source)
+    folder, _ = find_folder(source)
     if experts.is_experts_folder(folder):
         metadata = experts.read_expert_metadata(folder)
         return ModelSource(source, "experts", folder, find_base(metadata, folder, base), metadata)

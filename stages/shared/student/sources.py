@@ -15,10 +15,10 @@ from stages.shared.student.packing import Tensors
 from stages.shared.student.published import (
     check_published_base,
     file_name,
-    from_hub,
     published_languages,
     read_published,
 )
+from stages.shared.whisper.download import from_hub
 from stages.shared.whisper.languages import LANGUAGES
 
 NAMES = (experts.WEIGHTS, experts.METADATA, adapters.WEIGHTS, adapters.ADAPTER, adapters.METADATA)
