@@ -3,15 +3,20 @@
 `locate` reads the metadata at a source once. `load_model` loads what `locate` found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+
+from cache import storage
 from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student import adapters, experts, lora
 from stages.shared.student.metadata import find_base, load_base
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
+from stages.shared.transcription import Transcription, decode_windows
+from stages.shared.whisper.languages import language_code
 from stages.shared.whisper.models import Whisper, WhisperSource, find_folder, find_model, load_whisper
 
 Kind = Literal["whisper", "experts", "adapter"]
@@ -46,6 +51,36 @@ class LoadedModel:
     whisper: Whisper
     student: DistilWhisperForConditionalGeneration | None  # the same as `whisper.model`, if it has experts
     languages: Sequence[str] = ()  # codes of the languages of its training, if its folder names them
+
+    def transcribe(
+        self,
+        path: str | AnyPath,
+        language: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        cut_loops: bool = True,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> Transcription:
+        """Returns the windows of a recording, to be iterated over: each is a Transcript with its text, start, end, and words
+        with their times in seconds. A silent window has an empty text. `.text` of the result is the text of all windows.
+
+        path: a file or a URL. language: a code or a name; None takes the language that the model was trained for, or else
+        the one that is heard first, of several languages of training among these. device: auto, cpu, cuda, ... dtype: auto,
+        fp32, bf16 or fp16. cut_loops: stop a text that repeats itself. warn: called with a line for each repair of the
+        recording, if its end is missing, and for a language that was detected.
+        The model is moved to the device and cast in place. Raises PipelineError for an unknown language; and, at the first
+        window, where there is no audio, or where nothing is heard that tells the language.
+        """
+        place = storage.path(path) if isinstance(path, str) else path
+        known = [language_code(language)] if language else self._trained_for()
+        return Transcription(decode_windows(self.whisper, place, known, device, dtype, cut_loops, warn))
+
+    def _trained_for(self) -> list[str]:
+        """Returns the languages of the experts or of the training, [] if the model does not say them."""
+        return list(self.student.languages if self.student else self.languages)
+
+
+transcribe = LoadedModel.transcribe
 
 
 def locate(source: str, base: str | None = None) -> ModelSource:
