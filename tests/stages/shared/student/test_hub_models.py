@@ -10,7 +10,7 @@ import soundfile
 import torch
 from export_makers import make_experts, make_lora
 from hub import Hub, serving, use
-from makers import make_tiny_whisper, make_utterance, make_utterance_shards, run_captured
+from makers import make_tiny_whisper, make_utterance, make_utterance_shards, run, run_captured
 
 from cache.errors import PipelineError
 from stages.shared.audio import SAMPLE_RATE, decode_flac
@@ -20,7 +20,7 @@ from stages.shared.whisper import models
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and experts and an adapter that name it by its id."""
+    """A base; experts and an adapter that name it by its id; and a bundle of the experts alone."""
     root = tmp_path_factory.mktemp("hub")
     base = make_tiny_whisper(root / "someone/base")
     make_experts(base, root / "someone/experts")
@@ -28,6 +28,9 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, file in (("experts", "experts.json"), ("adapter", "lora.json")):
         path = root / "someone" / name / file
         path.write_text(json.dumps({**json.loads(path.read_text()), "base": "someone/base"}))
+    with pytest.MonkeyPatch.context() as patch:
+        places = [str(root / "someone" / name) for name in ("experts", "bundle", "base")]
+        assert run(patch, "experts", "bundle", places[0], "--out", places[1], "--base", places[2]) == 0
     return root
 
 
@@ -37,6 +40,7 @@ def hub(repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(repositories, tmp_path / "hub")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("pipeline.commands.common.use_all_cores", lambda: torch.set_num_threads(1))
     models._from_hub.cache_clear()
     with serving(tmp_path / "hub") as hub:
         use(monkeypatch, hub, tmp_path / "home")
@@ -48,7 +52,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
-@pytest.mark.parametrize("kind", ["experts", "adapter"])
+@pytest.mark.parametrize("kind", ["experts", "adapter", "bundle"])
 def test_it_is_the_model_of_the_folder(kind, hub, tmp_path):
     source = f"someone/{kind}"
     found = locate(source)
@@ -65,8 +69,9 @@ def test_the_hub_is_asked_once_for_each_model(hub):
     for _ in range(2):
         load_model("someone/experts")
         load_model("someone/adapter")
+        load_model("someone/bundle")
         load_model("someone/base")
-    assert [hub.asked_for(f"someone/{name}") for name in ("experts", "adapter", "base")] == [1, 1, 1]
+    assert [hub.asked_for(f"someone/{name}") for name in ("experts", "adapter", "bundle", "base")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["experts", "adapter", "base"])
