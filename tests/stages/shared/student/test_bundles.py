@@ -10,6 +10,7 @@ import torch
 from export_makers import make_lora
 from makers import make_tiny_whisper, make_utterance, make_utterance_shards, run, run_captured, save_expert, speaking
 
+from cache import files
 from cache.errors import PipelineError
 from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.student.bundles import METADATA
@@ -100,11 +101,11 @@ def test_the_layout(here):
     }
     assert (found["format_version"], found["audio_window_s"], found["base_dtype"]) == (1, 1, "float32")
     assert (found["base"], found["base_weights"]) == (str(here / "base"), whisper.fingerprint)
-    files = {path.relative_to("bundle").as_posix() for path in Path("bundle").rglob("*") if path.is_file()}
+    there = {path.relative_to("bundle").as_posix() for path in Path("bundle").rglob("*") if path.is_file()}
     adapter = ("adapter_config.json", "adapter_model.safetensors", "lora.json")
     expert = ("experts.json", "experts.safetensors")
     folders = {"pl": expert, "gl": expert, "cs": adapter, "nl-gn": adapter}
-    assert files == {METADATA, *(f"{folder}/{name}" for folder, names in folders.items() for name in names)}
+    assert there == {METADATA, *(f"{folder}/{name}" for folder, names in folders.items() for name in names)}
     for folder, source in (("pl", "gated"), ("gl", "low"), ("cs", "adapter"), ("nl-gn", "both")):
         for name in folders[folder]:
             assert Path("bundle", folder, name).read_bytes() == Path(source, name).read_bytes()
@@ -204,6 +205,17 @@ def test_an_export_is_of_one_language(format, here, monkeypatch, capsys):
 
 def test_a_part_is_a_model_by_itself(here):
     assert torch.equal(logits(load_model("bundle/pl"), "pl"), logits(load_model("gated"), "pl"))
+
+
+def test_a_bundle_in_a_store(here, monkeypatch):
+    """Written to a URL and read from it, with its folders."""
+    assert bundled(monkeypatch, "gated", "adapter", out="memory://bundles/two") == 0
+    found = locate("memory://bundles/two")
+    assert (found.kind, found.languages) == ("bundle", ["pl", "cs"])
+    model = load_model(found)
+    assert torch.equal(logits(model, "cs"), logits(load_model("adapter"), "cs"))
+    with pytest.raises(PipelineError, match="holds files already"):
+        files.refuse_taken(found.folder)
 
 
 # What is refused

@@ -74,6 +74,12 @@ def test_the_hub_is_asked_once_for_each_model(hub):
     assert [hub.asked_for(f"someone/{name}") for name in ("experts", "adapter", "bundle", "base")] == [1, 1, 1, 1]
 
 
+def test_a_bundle_is_made_of_repositories(hub, monkeypatch):
+    assert run(monkeypatch, "experts", "bundle", "someone/experts", "--out", "out") == 0
+    for name in ("bundle.json", "cs/experts.json", "cs/experts.safetensors"):
+        assert Path("out", name).read_bytes() == (hub.root / "someone/bundle" / name).read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["experts", "adapter", "base"])
 def test_commands_take_it(kind, hub, tmp_path, monkeypatch, capsys):
     def pipeline(*arguments: object) -> str:
