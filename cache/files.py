@@ -88,9 +88,35 @@ def download(path: RemotePath, target: Path) -> None:
     storage.retried(str(path), lambda: path.fs.get_file(path.path, str(target)))
 
 
+def refuse_taken(out: AnyPath) -> None:
+    """Raises PipelineError where there is something at `out`."""
+    if isinstance(out, Path) and out.exists() and not out.is_dir():
+        raise PipelineError(f"{out}: a file, expected a new folder: give another one with --out")
+    if (isinstance(out, Path) and out.is_dir() and any(out.iterdir())) or storage.sizes(out):
+        raise PipelineError(
+            f"{out}: holds files already, expected a new or an empty folder: remove it, or give another"
+        )
+
+
+@contextmanager
+def new_folder(out: AnyPath) -> Iterator[Path]:
+    """Yields a folder of another name, which becomes `out` on a clean exit; else nothing of it is left."""
+    if not isinstance(out, Path):
+        with local_folder(out) as temporary:
+            yield temporary
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY) as beside:
+        whole = Path(beside) / out.name
+        whole.mkdir()
+        yield whole
+        whole.rename(out)  # also in the place of an empty folder
+    fsync_folder(out.parent)
+
+
 @contextmanager
 def local_folder(folder: AnyPath) -> Iterator[Path]:
-    """Yields `folder`, or a temporary folder whose files are sent to the store on a clean exit.
+    """Yields `folder`, or a temporary folder whose files are sent to the store on a clean exit, those in folders first.
 
     It is for libraries that write only to local folders.
     """
@@ -99,8 +125,9 @@ def local_folder(folder: AnyPath) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            _send(file, folder / file.name)
+        sent = [path for path in Path(temporary).rglob("*") if path.is_file()]
+        for file in sorted(sent, key=lambda path: (-len(path.parts), path)):
+            _send(file, folder / file.relative_to(temporary).as_posix())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stages.shared.student.auto import DistilWhisperForConditionalGeneration
-    from stages.shared.student.loading import LoadedModel, load_model
-    from stages.transcribe.run import Transcript, transcribe
+    from stages.shared.student.loading import LoadedModel, load_model, transcribe
+    from stages.shared.transcription import Transcription
+    from stages.shared.whisper.decode import Transcript
 
 # Name -> the module that has it. Importing `auto` also registers the model with transformers' Auto classes.
 _LOADED_FROM = {
     "DistilWhisperForConditionalGeneration": "stages.shared.student.auto",
     "LoadedModel": "stages.shared.student.loading",
-    "Transcript": "stages.transcribe.run",
+    "Transcript": "stages.shared.whisper.decode",
+    "Transcription": "stages.shared.transcription",
     "load_model": "stages.shared.student.loading",
-    "transcribe": "stages.transcribe.run",
+    "transcribe": "stages.shared.student.loading",
 }
 
-__all__ = ["DistilWhisperForConditionalGeneration", "LoadedModel", "Transcript", "load_model", "transcribe"]
+__all__ = [
+    "DistilWhisperForConditionalGeneration",
+    "LoadedModel",
+    "Transcript",
+    "Transcription",
+    "load_model",
+    "transcribe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`pipeline experts`: inspects, imports and compresses experts."""
+"""`pipeline experts`: inspects, imports, compresses and bundles experts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ out_option = click.option(
 
 @click.group("experts", epilog=examples("pipeline experts info models/cs/clsr-kd"))
 def experts_group() -> None:
-    """Inspect, import and compress experts."""
+    """Inspect, import, compress and bundle experts."""
 
 
 @experts_group.command(
@@ -54,7 +54,10 @@ def import_command(
 @folders_argument
 @json_option
 def info_command(folders: tuple[AnyPath, ...], as_json: bool) -> None:
-    """Print the language of each folder's expert, how it is stored and how large it is. No model is loaded."""
+    """Print the language of each folder's expert or adapter, how it is stored and how large it is; of a bundle each of them.
+
+    No model is loaded.
+    """
     from pipeline.commands.experts import info
 
     info(folders, as_json)
@@ -81,3 +84,22 @@ def compress_command(folder: AnyPath, out: AnyPath, precision: Any, rank: int | 
     from pipeline.commands.experts import compress
 
     compress(folder, out, precision, rank, base)
+
+
+@experts_group.command(
+    "bundle", epilog=examples("pipeline experts bundle models/cs/clsr-kd models/nl/lora-kd --out models/cs-nl")
+)
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
+@click.option(
+    "--out", required=True, callback=path_of, metavar="DIR", help="The folder to write; it must be new or empty."
+)
+@base_option
+def bundle_command(folders: tuple[str, ...], out: AnyPath, base: str | None) -> None:
+    """Put experts and adapters of several languages into one folder, DIR, for one base.
+
+    Every FOLDER (or URL or hub id) holds the experts or the adapter of other languages than the others. All must have been
+    trained with the same base and the same audio window. DIR is a model: `pipeline transcribe --model DIR --lang nl`.
+    """
+    from pipeline.commands.bundle import bundle
+
+    bundle(folders, out, base)

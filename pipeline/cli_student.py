@@ -99,8 +99,8 @@ def train_student_command(
 @click.option(
     "--model",
     metavar="FOLDER_OR_ID",
-    help="Any model, in place of --system: experts, an adapter, or any Whisper, by folder or hub id. It has its own audio "
-    "window, as in `transcribe`.",
+    help="Any model, in place of --system: experts, an adapter, a bundle or any Whisper, by folder or hub id. It has its own "
+    "audio window, as in `transcribe`.",
 )
 @click.option("--name", callback=name_of, help="What the model of --model is called in metrics and in the report.")
 @click.option("--corpus", help="A further test corpus of the language, by name, instead of its own test split.")
@@ -155,7 +155,9 @@ def evaluate_command(
     help="Code or name; default: the language that the model was trained for, or else the one that is heard.",
 )
 @token_option
-@click.option("--model", required=True, help="Folder of experts or an adapter, or folder or hub id of any Whisper.")
+@click.option(
+    "--model", required=True, help="Experts, an adapter, a bundle or any Whisper: a folder, a URL or a hub id."
+)
 @click.option(
     "--format",
     type=click.Choice(list(FORMATS)),

@@ -1,4 +1,4 @@
-"""pipeline experts import, info, compress"""
+"""pipeline experts import, info, compress (bundle.py has bundle)"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,21 +7,19 @@ import torch
 
 from cache import storage
 from cache.errors import PipelineError
-from cache.files import write_text
 from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import load, say
 from pipeline.errors import each
 from pipeline.options import print_descriptions
 from pipeline.progress import ProgressReport
-from stages.shared.card.stored import card_of
-from stages.shared.card.text import CARD
-from stages.shared.student import experts
-from stages.shared.student.loading import locate
+from stages.shared.card.stored import write_card
+from stages.shared.student import adapters, bundles, experts
 from stages.shared.student.metadata import base_metadata, find_base, load_base
 from stages.shared.student.packing import Precision, Tensors, check_choice, kept
 from stages.shared.student.published import check_published_base, find_published, read_published
 from stages.shared.whisper.models import parameter_count
+from stages.shared.whisper.weights import read_weights
 from stages.shared.whisper.window import FULL_WINDOW_S
 
 BYTES_PER_PARAMETER = 2  # the base is released in float16
@@ -48,7 +46,7 @@ def import_published(base_source: str, source: str, language: str, out: AnyPath,
     with sole_writer(out):
         _refuse_taken(out)
         experts.write_expert(out, language, state, shared, metadata, _exact_precision(state))
-        _write_card(out, base_source)
+        write_card(out, base_source)
     equal = f"the base in its checkpoint equals {base.model_id}"
     unchecked = f"{source} has no full checkpoint here: whether its base is {base.model_id} was not checked"
     say(f"{out}: {_summary(describe(out))}; {equal if checked else unchecked}")
@@ -74,17 +72,13 @@ def compress(
     with sole_writer(out), ProgressReport(f"experts compress {folder}", "tensors") as progress:
         _refuse_taken(out)
         experts.write_expert(out, metadata["language"], state, shared, carried | changed, precision, rank, progress)
-        _write_card(out, base.model_id)
+        write_card(out, base.model_id)
     stored = experts.read_expert(out, experts.read_expert_metadata(out), shared).state
     say(f"{out}: {_summary(describe(out))}; {_kept(state, stored, shared)}")
 
 
 def _kept(state: Tensors, stored: Tensors, shared: Tensors) -> str:
     return f"{100 * kept(state, stored, shared):.2f} % of what training changed in the FFNs is kept (squared norm)"
-
-
-def _write_card(folder: AnyPath, base_source: str) -> None:
-    write_text(folder / CARD, card_of(locate(str(folder), base_source), folder.name))
 
 
 def _refuse_taken(out: AnyPath) -> None:
@@ -100,16 +94,24 @@ def _exact_precision(state: dict[str, torch.Tensor]) -> Precision:
 def info(folders: tuple[AnyPath, ...], as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     try:
-        each(folders, str, lambda folder: found.append(describe(folder)))
+        each(folders, str, lambda folder: found.extend(_described(folder)))
     finally:
         print_descriptions(found, as_json, _lines)
 
 
+def _described(folder: AnyPath) -> list[dict[str, Any]]:
+    """Returns the description of the folder, or of each expert and adapter in a bundle."""
+    bundled = bundles.is_bundle_folder(folder)
+    parts = bundles.part_folders(folder, bundles.read_bundle_metadata(folder)) if bundled else [folder]
+    return [describe(part) for part in parts]
+
+
 def describe(folder: AnyPath) -> dict[str, Any]:
-    """Returns the folder's metadata, the bytes of its weights, and their share of the base's size in float16."""
-    metadata = experts.read_expert_metadata(folder)
-    name = folder / experts.WEIGHTS
-    size = storage.sizes(folder).get(experts.WEIGHTS)
+    """Returns the metadata of an expert or an adapter, the bytes of its weights, and their share of the base's in float16."""
+    adapter = adapters.is_lora_folder(folder)
+    metadata = _of_adapter(folder) if adapter else experts.read_expert_metadata(folder)
+    name = folder / (adapters.WEIGHTS if adapter else experts.WEIGHTS)
+    size = storage.sizes(folder).get(name.name)
     if size is None:
         raise PipelineError(f"{name}: no such file")
     whole = metadata.get("base_parameters")
@@ -117,9 +119,19 @@ def describe(folder: AnyPath) -> dict[str, Any]:
     return {"folder": str(folder), **metadata, "bytes": size, "share_of_base": share}
 
 
+def _of_adapter(folder: AnyPath) -> dict[str, Any]:
+    """Returns the adapter's metadata with the fields that only an expert's file has."""
+    metadata, rank = adapters.read_adapter_metadata(folder), adapters.adapter_rank(folder)
+    parameters = sum(tensor.numel() for tensor in read_weights(folder / adapters.WEIGHTS).values())
+    return {**metadata, "parameters": parameters, "rank": rank, "gates": "none", "precision": "LoRA", "layers": None}
+
+
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    token = "" if found["token"] == found["language"] else f", under the token of {found['token']}"
-    yield "language", f"{found['language']}{token}"
+    tokens = found.get("language_tokens", {})
+    named = found.get("languages") or [found["language"]]
+    other = {code: token for code in named if (token := tokens.get(code, found.get("token", code))) != code}
+    under = [f"{code} under the token of {other[code]}" if code in other else code for code in named]
+    yield "language", ", ".join(under)
     yield "base", f"{found['base']}, weights {str(found['base_weights'])[:12]}"
     yield "audio window", f"{found['audio_window_s']} s"
     if "source" in found:

@@ -19,7 +19,6 @@ from stages.shared.whisper.languages import code_of
 from stages.shared.whisper.targets import use_token
 from stages.transcribe.formats import rendered
 from stages.transcribe.recordings import Recording, find_recordings, transcript_names
-from stages.transcribe.run import transcribe as transcribe_file
 from stages.transcribe.settings import FORMATS
 
 Listen = Callable[[Recording], Iterator[Transcript]]
@@ -48,7 +47,7 @@ def transcribe(
         use_token(model.whisper.model, code, token(params, language))
 
     def listen(recording: Recording) -> Iterator[Transcript]:
-        return transcribe_file(model, recording.path, code, device, how.dtype, how.cut_loops, _tell)
+        return model.transcribe(recording.path, code, device, how.dtype, how.cut_loops, _tell)
 
     if targets:
         _write_all(targets, listen, output.format, source)

@@ -1,8 +1,7 @@
 """Exports a model: reads it, folds its experts if it has any, and writes a folder in another program's format."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from cache import files, storage
 from cache.errors import PipelineError
-from cache.files import TEMPORARY
+from cache.files import TEMPORARY, new_folder, refuse_taken
 from cache.progress import Progress, silent
 from cache.shards import ShardReader
 from cache.storage import AnyPath
@@ -24,6 +23,7 @@ from stages.export.plain import write_plain
 from stages.shared.card.measured import Measured
 from stages.shared.card.stored import tokens_of
 from stages.shared.card.text import CARD
+from stages.shared.student.bundles import part_folders
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.student.packing import DTYPES, not_finite
 from stages.shared.validation import validation_clips
@@ -62,6 +62,11 @@ class Export:
 
 def check_export(found: ModelSource, out: AnyPath, wanted: Export) -> None:
     """Raises PipelineError, before anything is loaded, for what cannot be exported so."""
+    if found.kind == "bundle":
+        raise PipelineError(
+            f"{found.name}: a bundle for {', '.join(found.languages)}: an export is of one language's folder, such as "
+            f"{part_folders(found.folder, found.metadata)[0]}"
+        )
     check_installed(wanted.format)
     if wanted.format == PEFT:
         adapter.check_form(found)
@@ -78,16 +83,6 @@ def check_export(found: ModelSource, out: AnyPath, wanted: Export) -> None:
 def folds(found: ModelSource) -> bool:
     """Tells whether a plain Whisper of the model loses something: gates that look at the token are not in it."""
     return found.kind == "experts" and found.metadata["gates"] == "token"
-
-
-def refuse_taken(out: AnyPath) -> None:
-    """Raises PipelineError where there is something at `out`."""
-    if isinstance(out, Path) and out.exists() and not out.is_dir():
-        raise PipelineError(f"{out}: a file, expected a new folder: give another one with --out")
-    if (isinstance(out, Path) and out.is_dir() and any(out.iterdir())) or storage.sizes(out):
-        raise PipelineError(
-            f"{out}: holds files already, expected a new or an empty folder: remove it, or give another"
-        )
 
 
 def export(
@@ -177,19 +172,3 @@ def _write(whisper: Whisper, folder: Path, wanted: Export) -> None:
         check_sizes(whisper)
         restore_audio_window(whisper.model)
         write_ggml(whisper, folder / GGML_FILE)
-
-
-@contextmanager
-def new_folder(out: AnyPath) -> Iterator[Path]:
-    """Yields a folder of another name, which becomes `out` on a clean exit; else nothing of it is left."""
-    if not isinstance(out, Path):
-        with files.local_folder(out) as temporary:
-            yield temporary
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=TEMPORARY) as beside:
-        whole = Path(beside) / out.name
-        whole.mkdir()
-        yield whole
-        whole.rename(out)  # also in the place of an empty folder
-    files.fsync_folder(out.parent)

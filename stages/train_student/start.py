@@ -63,9 +63,8 @@ def find_start(source: str, method: str, base: Whisper, settings: TrainSettings)
     if trains == "experts":
         layers = chosen_layers(settings.expert_layers, experts.shared_of(base.model))
         _check_form(source, metadata, settings, layers)
-    # the fingerprint that is known need not be computed again
-    if (base.fingerprint, base.audio_window_s) != (metadata["base_weights"], metadata["audio_window_s"]):
-        check_base(metadata, folder / metadata_name, dict(base.model.named_parameters()), base.audio_window_s)
+    parameters = dict(base.model.named_parameters())
+    check_base(metadata, folder / metadata_name, parameters, base.audio_window_s, base.fingerprint)
     return Start(folder, metadata, folder / weights_name)
 
 

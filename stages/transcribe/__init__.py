@@ -1,1 +1,1 @@
-"""Transcribes recordings with the decoder that `evaluate` uses."""
+"""Finds the recordings that a user names, and writes their transcripts in the formats of other programs."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pysubs2
 
+from stages.shared.transcription import joined_text
 from stages.shared.whisper.decode import Transcript
-from stages.shared.whisper.languages import WITHOUT_SPACES
 from stages.transcribe.cues import cues
 
 
@@ -25,11 +25,10 @@ def rendered(windows: Sequence[Transcript], format: str, model: str) -> str:
 
 
 def _facts(windows: Sequence[Transcript], said: list[Transcript], model: str) -> dict[str, Any]:
-    language = windows[0].language
     return {
-        "language": language,
+        "language": windows[0].language,
         "model": model,
-        "text": ("" if language in WITHOUT_SPACES else " ").join(window.text for window in said),
+        "text": joined_text(said),
         "segments": [{"id": number, **_segment(window)} for number, window in enumerate(said)],
     }
 

@@ -5,9 +5,8 @@ import torch
 from sources import ROOT
 
 from pipeline.cli import cli
-from stages.shared.whisper import models
 from stages.shared.whisper.device import compute_dtype, fast_products, round_weights
-from stages.shared.whisper.models import find_model, load_whisper
+from stages.shared.whisper.models import load_whisper
 from stages.train_student.processes import Processes
 from stages.train_student.settings import TrainSettings
 
@@ -91,22 +90,3 @@ def test_float16_rounds_weights_and_leaves_precisions_as_they_were(tiny_whisper)
         found = [text.tokens for text in Transcriber(whisper, "cs", torch.float16)([torch.zeros(8000).numpy()])]
     assert [backend.fp32_precision for backend in backends] == before
     assert len(found) == len(expected) == 1 and found[0][:3] == expected[0][:3]
-
-
-# The hub
-
-
-def test_the_hub_is_asked_once_for_each_model(tiny_whisper, monkeypatch):
-    asked: list[str] = []
-
-    def download(source: str, **_: object) -> str:
-        asked.append(source)
-        return str(tiny_whisper)
-
-    monkeypatch.setattr(models, "snapshot_download", download)
-    for _ in range(3):
-        found = find_model("someone/asked-once")
-        assert (found.folder, found.line) == (tiny_whisper, "someone/asked-once: from the hub")
-    load_whisper("someone/asked-once", 1)
-    find_model("someone/another")
-    assert asked == ["someone/asked-once", "someone/another"]

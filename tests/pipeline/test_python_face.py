@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from makers import make_tiny_whisper, make_utterance, speaking
@@ -15,6 +16,8 @@ from cache.errors import PipelineError
 from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.student.metadata import base_metadata
 from stages.shared.student.model import DistilWhisperForConditionalGeneration as Student
+from stages.shared.transcription import joined_text
+from stages.shared.whisper.decode import Transcript
 from stages.shared.whisper.languages import LANGUAGES, language_name
 from stages.shared.whisper.models import load_whisper
 
@@ -34,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student.config.name_or_path = "openai/whisper-small"
     student.save_expert(folder / "models/gl/clsr-kd", "gl", "fp32")
     assert base_metadata("x", student.base_parameters(), 30)["base_weights"] == whisper.fingerprint
+    long = np.concatenate([decode_flac(make_utterance(number)["audio"]) for number in range(30)] * 3)  # 54 s
+    soundfile.write(folder / "long.wav", long, SAMPLE_RATE)
     for number, name in enumerate(("talk.mp3", "galician.wav", "english.wav")):
         soundfile.write(folder / name, decode_flac(make_utterance(number)["audio"]), SAMPLE_RATE, format="WAV")
     return folder
@@ -62,12 +67,14 @@ def test_a_block_of_the_readme_runs_as_written(block, folder, monkeypatch, capsy
 
 
 def test_the_names_are_those_of_the_parts():
-    from stages.shared.student.loading import LoadedModel, load_model
-    from stages.transcribe.run import Transcript, transcribe
+    from stages.shared.student.loading import LoadedModel, load_model, transcribe
+    from stages.shared.transcription import Transcription
 
     assert pipeline.DistilWhisperForConditionalGeneration is Student
     assert (pipeline.load_model, pipeline.transcribe) == (load_model, transcribe)
     assert (pipeline.LoadedModel, pipeline.Transcript) == (LoadedModel, Transcript)
+    assert pipeline.Transcription is Transcription
+    assert pipeline.transcribe is LoadedModel.transcribe
     assert set(pipeline.__all__) <= set(dir(pipeline))
     with pytest.raises(AttributeError, match="no attribute 'load_models'"):
         pipeline.load_models  # noqa: B018
@@ -81,6 +88,30 @@ def test_the_language_is_the_experts_or_asked_for(folder, monkeypatch):
     assert default == named
     assert list(pipeline.transcribe(model, Path("talk.mp3"), device="cpu", dtype="auto")) == default
     assert {window.language for window in default} == {"gl"}
+
+
+def test_the_method_of_the_model_is_the_function(folder, monkeypatch):
+    """For a Whisper and for experts: the same windows, each when it is asked for, and the text of all of them."""
+    monkeypatch.chdir(folder)
+    for source in ("openai/whisper-small", "models/gl/clsr-kd"):
+        model = pipeline.load_model(source)
+        expected = list(pipeline.transcribe(model, "long.wav", "gl"))
+        assert len([window for window in expected if window.text]) > 1
+        found = model.transcribe("long.wav", language="Galician")
+        assert next(found) == expected[0]
+        assert found.text == " ".join(window.text for window in expected if window.text)
+        assert list(found) == [] and found.text  # it is not decoded again
+        with pytest.raises(PipelineError, match="unknown language 'galicjan'"):
+            model.transcribe("long.wav", "galicjan")
+
+
+def test_a_language_without_spaces_is_joined_without_them():
+    def windows(language: str, *texts: str) -> list[Transcript]:
+        return [Transcript([], text, False, False, 0.0, language=language) for text in texts]
+
+    assert joined_text(windows("cs", "Dej", "", "pokoj.")) == "Dej pokoj."
+    assert joined_text(windows("zh", "", "静か", "に。")) == "静かに。"
+    assert joined_text(windows("cs", "", "")) == joined_text([]) == ""
 
 
 def test_a_language_that_the_model_does_not_say_is_heard(folder, monkeypatch):

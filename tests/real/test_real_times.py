@@ -14,10 +14,9 @@ from stages.prepare.run import prepare
 from stages.prepare.settings import PrepareSettings
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, decode_flac
-from stages.shared.student.loading import LoadedModel, load_model
+from stages.shared.student.loading import LoadedModel, load_model, transcribe
 from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.device import use_all_cores
-from stages.transcribe.run import transcribe
 
 pytestmark = pytest.mark.real
 

@@ -12,11 +12,10 @@ from stages.evaluate.settings import EvaluateSettings
 from stages.prepare.corpora.fish_fillets import FishFilletsSettings
 from stages.prepare.run import prepare
 from stages.prepare.settings import PrepareSettings
-from stages.shared.student.loading import load_model
+from stages.shared.student.loading import load_model, transcribe
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.device import use_all_cores
 from stages.shared.whisper.models import load_whisper
-from stages.transcribe.run import transcribe
 
 pytestmark = pytest.mark.real
 

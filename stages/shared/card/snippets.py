@@ -3,9 +3,9 @@
 from stages.shared.whisper.window import FRAMES_PER_SECOND, FULL_WINDOW_S, POSITIONS_PER_SECOND
 
 OURS = """```python
-from pipeline import load_model, transcribe
+from pipeline import load_model
 
-print(*(window.text for window in transcribe(load_model("here"), "speech.wav", language="{code}")))
+print(load_model("here").transcribe("speech.wav", language="{code}").text)
 ```
 
 `pipeline` is of the package whisper-offline-distillation, whose `pipeline export` writes the model for faster-whisper,

@@ -1,10 +1,17 @@
-"""Writes the card of a folder that holds experts, an adapter or a Whisper, from what lies in it."""
+"""Writes the card of a folder that holds experts, an adapter, a bundle or a Whisper, from what lies in it."""
 
 from transformers import AutoConfig
 
-from stages.shared.card.text import CardFacts, card, training_of
-from stages.shared.student.loading import ModelSource
+from cache import files
+from cache.storage import AnyPath
+from stages.shared.card.text import CARD, CardFacts, card, training_of
+from stages.shared.student.loading import ModelSource, locate
 from stages.shared.whisper.window import FULL_WINDOW_S, recorded_window
+
+
+def write_card(folder: AnyPath, base: str | None) -> None:
+    """Writes README.md beside what lies in `folder`. base: where its base lies; None: where its metadata says."""
+    files.write_text(folder / CARD, card_of(locate(str(folder), base), folder.name))
 
 
 def card_of(found: ModelSource, title: str) -> str:
@@ -22,7 +29,7 @@ def card_of(found: ModelSource, title: str) -> str:
         tokens=tokens_of(found),
         audio_window_s=window,
         run=training_of(found.folder),
-        routed=found.kind == "experts",
+        routed=found.kind in ("experts", "bundle"),
     )
     return card(facts)
 
@@ -32,4 +39,6 @@ def tokens_of(found: ModelSource) -> dict[str, str]:
     if found.kind == "experts":
         language, token = found.metadata["language"], found.metadata["token"]
         return {language: token} if token != language else {}
+    if found.kind == "bundle":
+        return {code: entry["token"] for code, entry in found.metadata["languages"].items() if "token" in entry}
     return dict(found.metadata.get("language_tokens", {}))

@@ -60,6 +60,11 @@ def read_adapter(folder: AnyPath, shared: Tensors) -> dict[str, torch.Tensor]:
     return state
 
 
+def adapter_rank(folder: AnyPath) -> int:
+    """Returns the rank. Raises PipelineError where the adapter is no plain LoRA."""
+    return _scale(folder / ADAPTER)[1]
+
+
 def _scale(path: AnyPath) -> tuple[float, int]:
     """Returns what the product of the factors is multiplied with, and the rank."""
     settings = files.read_json(path)

@@ -25,7 +25,7 @@ BASE_FIELDS = {"base": str, "base_weights": str, "audio_window_s": int}
 # A base in half precision has other values: these fields hold the fingerprint of the weights rounded to that type.
 ROUNDED = {torch.bfloat16: "base_weights_bf16", torch.float16: "base_weights_fp16"}
 LEVELS = 4  # a relative base is looked for in so many folders above models/LANGUAGE/METHOD
-KINDS = {str: "text", int: "a whole number", list: "a list"}
+KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def read_metadata(path: AnyPath, versions: tuple[int, ...], required: Mapping[str, type]) -> dict[str, Any]:
@@ -70,11 +70,16 @@ def base_metadata(
 
 
 def check_base(
-    metadata: Mapping[str, Any], path: AnyPath, parameters: Mapping[str, torch.Tensor], audio_window_s: int
+    metadata: Mapping[str, Any],
+    path: AnyPath,
+    parameters: Mapping[str, torch.Tensor],
+    audio_window_s: int,
+    fingerprint: str | None = None,
 ) -> None:
     """Compares a model with the base that an expert or an adapter was trained with.
 
-    metadata: of the expert or the adapter, read from `path`. Raises PipelineError where the window or the weights differ.
+    metadata: of the expert or the adapter, read from `path`. fingerprint: of `parameters` as they are, if it is known:
+    hashing a gigabyte again takes time. Raises PipelineError where the window or the weights differ.
     Warns where the precisions are too different to compare the weights.
     """
     if metadata["audio_window_s"] != audio_window_s:
@@ -82,6 +87,8 @@ def check_base(
             f"{path} was trained with audio_window_s {metadata['audio_window_s']}, the model has {audio_window_s}: they "
             "must agree; `load_model` loads the base with the right window"
         )
+    if fingerprint == metadata["base_weights"]:
+        return
     trained, here = metadata.get("base_dtype", dtype_name(torch.float32)), _coarsest(parameters)
     halves = {dtype_name(half): half for half in ROUNDED}
     common = here if here != torch.float32 else halves.get(trained, torch.float32)
@@ -137,9 +144,8 @@ def load_base(
             f"{path.parent} was trained with audio_window_s {trained}, asked for {audio_window_s}: they must agree"
         )
     whisper = load_whisper(found, trained)
-    if whisper.fingerprint != metadata["base_weights"]:
-        try:
-            check_base(metadata, path, dict(whisper.model.named_parameters()), trained)
-        except PipelineError as error:
-            raise PipelineError(f"{error}, not {found.name}; if that base lies elsewhere, give --base") from None
+    try:
+        check_base(metadata, path, dict(whisper.model.named_parameters()), trained, whisper.fingerprint)
+    except PipelineError as error:
+        raise PipelineError(f"{error}, not {found.name}; if that base lies elsewhere, give --base") from None
     return whisper

@@ -6,12 +6,10 @@ expert's FFN, `gate_in` is the gate's W1 and b1, `gate_out` is its w2. In the ch
 
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from cache import files, storage
@@ -19,9 +17,8 @@ from cache.errors import PipelineError
 from cache.storage import AnyPath
 from stages.shared.student.config import GATE_DIM
 from stages.shared.student.packing import Tensors, expert_shapes, misfit, not_finite
-from stages.shared.whisper.download import download_matching
+from stages.shared.whisper.download import download_matching, from_hub
 from stages.shared.whisper.languages import without_token
-from stages.shared.whisper.models import HUB_TIMEOUT_S
 from stages.shared.whisper.weights import read_weights
 
 CONFIG, MODEL_TYPE = "config.json", "distilwhisper"
@@ -61,20 +58,6 @@ def find_published(source: str, language: str, whole: bool) -> tuple[Path, str]:
         found = from_hub(source, wanted), f"{source}: from the hub"
     expert_path(found[0], language)
     return found
-
-
-def from_hub(source: str, wanted: Iterable[str]) -> Path:
-    """Downloads the files `wanted` of a hub repository. Raises PipelineError where that fails."""
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(wanted), etag_timeout=HUB_TIMEOUT_S))
-    except Exception as error:  # the hub's client passes on the errors of many libraries
-        reason = next(iter(str(error).strip().splitlines()), "no message")
-        raise PipelineError(
-            f"{source}: not a local folder, and the hub does not give it ({type(error).__name__}: {reason}): "
-            "download the repository on another machine, and give its folder"
-        ) from None
 
 
 def expert_path(folder: AnyPath, language: str) -> AnyPath:

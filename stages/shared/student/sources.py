@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,10 +15,10 @@ from stages.shared.student.packing import Tensors
 from stages.shared.student.published import (
     check_published_base,
     file_name,
-    from_hub,
     published_languages,
     read_published,
 )
+from stages.shared.whisper.download import from_hub
 from stages.shared.whisper.languages import LANGUAGES
 
 NAMES = (experts.WEIGHTS, experts.METADATA, adapters.WEIGHTS, adapters.ADAPTER, adapters.METADATA)
@@ -30,6 +30,11 @@ class Base(NamedTuple):
     name: str
     parameters: Mapping[str, torch.Tensor]  # by the names of a plain Whisper
     audio_window_s: int
+    fingerprint: str | None = None  # of its float32 weights, if it is known
+
+    def check(self, metadata: Mapping[str, Any], path: AnyPath) -> None:
+        """Raises PipelineError where the metadata that was read from `path` is of another base or another window."""
+        check_base(metadata, path, self.parameters, self.audio_window_s, self.fingerprint)
 
 
 def find_expert(source: str, language: str | None) -> AnyPath:
@@ -57,7 +62,7 @@ def read_any_expert(folder: AnyPath, language: str | None, shared: Tensors, base
             return read_published_expert(folder, shared, language)
     metadata = experts.read_expert_metadata(folder)
     expert = experts.read_expert(folder, metadata, shared, language)
-    check_base(metadata, folder / experts.METADATA, base.parameters, base.audio_window_s)
+    base.check(metadata, folder / experts.METADATA)
     return expert
 
 
@@ -76,7 +81,7 @@ def read_adapter_expert(folder: AnyPath, language: str | None, shared: Tensors, 
     found = expert_language(folder, metadata["languages"], language)
     state = adapters.read_adapter(folder, shared)
     if ours:
-        check_base(metadata, folder / adapters.METADATA, base.parameters, base.audio_window_s)
+        base.check(metadata, folder / adapters.METADATA)
     return StoredExpert(found, metadata["language_tokens"].get(found), state)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from cache.errors import PipelineError
 from stages.shared.whisper.features import LogMel
 from stages.shared.whisper.languages import LANGUAGES
 from stages.shared.whisper.models import Whisper
@@ -21,7 +22,8 @@ def detect_language(
     """Returns the language of the clips and its probability: the mean over the clips. Experts are not used.
 
     clips: (samples,) float32 at 16 kHz, at most one window each; at least one. among: codes of the languages to choose
-    from; (): all that the model has a token for. An English-only model says English.
+    from; (): all that the model has a token for. An English-only model says English. Raises PipelineError where the most
+    likely token stands for several of these languages.
     """
     if whisper.english_only:
         return "en", 1.0
@@ -37,4 +39,9 @@ def detect_language(
         logits_BV = model(encoder_outputs=encoded, decoder_input_ids=start, use_cache=False).logits[:, -1]
     probs_L = logits_BV[:, list(known.values())].float().softmax(-1).mean(0)
     best = int(probs_L.argmax())
-    return list(known)[best], float(probs_L[best])
+    code = list(known)[best]
+    if len(same := [other for other in known if known[other] == known[code]]) > 1:
+        raise PipelineError(
+            f"{' and '.join(same)} are trained under one token, so that the sound does not tell which it is: give the language"
+        )
+    return code, float(probs_L[best])

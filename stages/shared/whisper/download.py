@@ -1,4 +1,4 @@
-"""Downloads models from an object store."""
+"""Downloads models from an object store or from the hub."""
 
 import hashlib
 import json
@@ -7,8 +7,14 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
 from cache import files, storage
+from cache.errors import PipelineError
 from cache.storage import RemotePath
+
+HUB_TIMEOUT_S = 10
 
 
 def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
@@ -30,3 +36,26 @@ def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
             if not copy.is_dir():  # another process may have finished first
                 whole.rename(copy)
     return copy
+
+
+def from_hub(source: str, wanted: Iterable[str]) -> Path:
+    """Returns a local copy of the files in a repository of the hub whose names match. Each version is downloaded once.
+
+    wanted: patterns, whose * also stands for folders. Raises PipelineError where `source` is no hub id, or where the hub does
+    not give the files.
+    """
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(wanted), etag_timeout=HUB_TIMEOUT_S))
+    except RepositoryNotFoundError:  # the hub's answer is the same for both, and for a gated one
+        raise PipelineError(
+            f"{source}: not a local folder, and the hub has no such repository, or does not open it to you: check the name; "
+            "for a private or gated one log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except Exception as error:  # the hub's client passes on the errors of many libraries
+        reason = next(iter(str(error).strip().splitlines()), "no message")
+        raise PipelineError(
+            f"{source}: not a local folder, and the hub does not give it ({type(error).__name__}: {reason}): "
+            "download the repository on another machine, and give its folder"
+        ) from None

@@ -7,20 +7,19 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperTokenizer
 
 from cache import storage
 from cache.errors import PipelineError, is_out_of_memory
-from stages.shared.whisper.download import download_matching
+from cache.storage import AnyPath
+from stages.shared.whisper.download import download_matching, from_hub
 from stages.shared.whisper.embedded import MODEL_ID as EMBEDDED_ID
 from stages.shared.whisper.embedded import embedded_whisper_base
 from stages.shared.whisper.window import cut_audio_window, recorded_window
 
-HUB_TIMEOUT_S = 10
 ENGLISH_VOCABULARY = 51864
-FILES = ("*.json", "*.safetensors", "*.txt")
+FILES = ("*.json", "*.safetensors", "*.txt")  # of a Whisper, and also of experts, adapters and bundles
 
 
 @dataclass(frozen=True)
@@ -48,42 +47,40 @@ class Whisper:
         return self.model.config.vocab_size == ENGLISH_VOCABULARY if said is None else not said
 
 
+def find_folder(source: str) -> tuple[AnyPath, str]:
+    """Returns the folder of a model of any kind, and a line for the user that says where the model comes from.
+
+    source: a folder, a URL (nothing is downloaded yet) or a hub id (its files are downloaded). Raises PipelineError where
+    there is no such folder and no such repository.
+    """
+    folder = storage.path(source)
+    if not isinstance(folder, Path):
+        return folder, source
+    return (folder, f"{source}: local folder") if folder.is_dir() else _from_hub(source)
+
+
+@cache
+def _from_hub(source: str) -> tuple[Path, str]:
+    """Asks the hub once for each model and process: without a network the answer takes seconds."""
+    try:
+        return from_hub(source, FILES), f"{source}: from the hub"
+    except PipelineError:
+        if source != EMBEDDED_ID:
+            raise
+    return embedded_whisper_base(), f"{source}: the hub cannot be reached; using the embedded whisper-base"
+
+
 def find_model(source: str) -> WhisperSource:
     """Finds the Whisper at `source`: a folder, a URL (its files are downloaded) or a hub id.
 
     Raises PipelineError where there is none.
     """
-    folder = storage.path(source)
+    folder, line = find_folder(source)
+    _check_names(source, set(storage.sizes(folder)))
     if not isinstance(folder, Path):
-        _check_names(source, set(storage.sizes(folder)))
-        copy = download_matching(folder, FILES)
-        return WhisperSource(source, copy, f"{source}: copied to {copy}")
-    if folder.is_dir():
-        return WhisperSource(source, _checked(folder), f"{source}: local folder")
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise PipelineError(f"{source}: no such folder, and not a hub id (owner/name)")
-    return _from_hub(source)
-
-
-@cache
-def _from_hub(source: str) -> WhisperSource:
-    """Asks the hub once for each model and process: without a network the answer takes seconds."""
-    try:
-        found = Path(snapshot_download(source, allow_patterns=list(FILES), etag_timeout=HUB_TIMEOUT_S))
-        return WhisperSource(source, _checked(found), f"{source}: from the hub")
-    except PipelineError:
-        raise
-    except Exception as error:  # the hub's client passes on the errors of many libraries
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-    if source == EMBEDDED_ID:
-        line = f"{source}: the hub cannot be reached; using the embedded whisper-base"
-        return WhisperSource(source, embedded_whisper_base(), line)
-    raise PipelineError(f"{source}: not a local folder, and the hub does not give it ({reason})")
-
-
-def _checked(folder: Path) -> Path:
-    _check_names(str(folder), {path.name for path in folder.iterdir()})
-    return folder
+        folder = download_matching(folder, FILES)
+        line = f"{source}: copied to {folder}"
+    return WhisperSource(source, folder, line)
 
 
 def _check_names(folder: str, names: set[str]) -> None:

@@ -21,14 +21,13 @@ from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import decode_flac
 from stages.shared.gate_use import GateUse
-from stages.shared.student.loading import LoadedModel, load_model
+from stages.shared.student.loading import LoadedModel, load_model, transcribe
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.decode import Transcriber, Transcript, loop_start
 from stages.shared.whisper.models import Whisper, load_whisper
 from stages.shared.whisper.words import Word
 from stages.shared.windows import cut_at_pauses
-from stages.transcribe.run import transcribe
 
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from makers import make_tiny_whisper, make_utterance
 
+from cache.errors import PipelineError
 from stages.shared.audio import decode_flac
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.detection import detect_language
@@ -54,6 +55,15 @@ def test_it_is_chosen_among_those_that_are_named(tiny_whisper):
     assert 0.5 <= probability < 1
     use_token(whisper.model, "gn", worst[1][2:-2])  # a language that is trained under another's token
     assert detect_language(whisper, [clip(0)], torch.float32, [worst[0][2:-2], "gn"])[0] == "gn"
+
+
+def test_languages_under_one_token_are_not_told_apart(tiny_whisper):
+    whisper = load_whisper(str(tiny_whisper), 1)
+    for code in ("gn", "qu"):
+        use_token(whisper.model, code, "es")
+    with pytest.raises(PipelineError, match="^gn and qu are trained under one token, .*: give the language"):
+        detect_language(whisper, [clip(0)], torch.float32, ["gn", "qu"])
+    assert detect_language(whisper, [clip(0)], torch.float32, ["gn"])[0] == "gn"
 
 
 def test_an_english_model_hears_english(tmp_path):

@@ -16,7 +16,7 @@ from cache.shards import ShardReader, ShardWriter
 from stages.evaluate.run import Subject, evaluate
 from stages.evaluate.settings import EvaluateSettings
 from stages.shared.audio import decode_flac
-from stages.shared.student.loading import LoadedModel
+from stages.shared.student.loading import LoadedModel, transcribe
 from stages.shared.student.model import DistilWhisperForConditionalGeneration
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.models import load_whisper
@@ -25,7 +25,6 @@ from stages.teacher_cache.run import cache_teacher
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.train_student.processes import SINGLE_PROCESS
 from stages.train_student.validation import Validation, validate_languages
-from stages.transcribe.run import transcribe
 
 CPU = torch.device("cpu")
 LAYERS = ["encoder.layers.0", "encoder.layers.1", "decoder.layers.0", "decoder.layers.1"]
