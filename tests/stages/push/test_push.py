@@ -5,10 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
 from export_makers import make_experts, make_lora
 from hub import Hub, serving, use
 from huggingface_hub import ModelCard
-from makers import run_captured
+from makers import make_utterance, run_captured
+
+from stages.shared.audio import decode_flac
+from stages.shared.student.loading import load_model
 
 REPOSITORY = "someone/whisper-cs"
 
@@ -189,3 +194,16 @@ def test_a_name_that_the_hub_does_not_take(repository, adapter, hub, monkeypatch
     status, _, error = push(monkeypatch, capsys, str(adapter), repository, "--yes")
     assert status == 2
     assert "OWNER/NAME" in error
+
+
+def test_what_was_sent_loads_by_its_name(adapter, hub, monkeypatch, capsys):
+    """Also with the card's own lines."""
+    assert push(monkeypatch, capsys, str(adapter), REPOSITORY, "--yes")[0] == 0
+    here, there = (dict(load_model(source).whisper.model.named_parameters()) for source in (str(adapter), REPOSITORY))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    soundfile.write("speech.wav", decode_flac(make_utterance(5, 0.9)["audio"]), 16000, subtype="FLOAT")
+    lines: list[str] = []
+    card = (hub.root / REPOSITORY / "README.md").read_text()
+    exec(card.split("```python\n")[1].split("```")[0], {"print": lines.append})
+    assert lines == [load_model(str(adapter)).transcribe("speech.wav", "cs").text]
