@@ -1,4 +1,4 @@
-"""Targets that say when speech begins and ends: Whisper's own tokens of time, `<|0.00|>` to `<|30.00|>`.
+"""Targets that say when a clip begins and ends: Whisper's own tokens of time, `<|0.00|>` to `<|30.00|>`.
 
 In a text with times `<|notimestamps|>` is not there, and a time stands before and after the words. Their ids follow that
 of `<|notimestamps|>`, also where a tokenizer does not name them.
@@ -11,6 +11,12 @@ from transformers import WhisperTokenizer
 from cache.errors import PipelineError
 
 PER_SECOND = 50  # tokens of time: they are 0.02 s apart
+TIMES = 30 * PER_SECOND + 1
+
+
+def time_tokens(notimestamps: int) -> dict[str, int]:
+    """Maps the name of each token of time to its id. notimestamps: the id of `<|notimestamps|>`."""
+    return {f"<|{step / PER_SECOND:.2f}|>": notimestamps + 1 + step for step in range(TIMES)}
 
 
 def is_timed(utterance: str, share: float) -> bool:
@@ -44,9 +50,8 @@ def check_timestamps(tokenizer: WhisperTokenizer, size: int, window: int, model_
     size: of the vocabulary. window: seconds.
     """
     names = tokenizer.get_vocab()
-    start = names["<|notimestamps|>"] + 1
-    wanted = {f"<|{step / PER_SECOND:.2f}|>": start + step for step in (0, window * PER_SECOND)}
-    for name, number in wanted.items():
+    wanted = time_tokens(names["<|notimestamps|>"])
+    for name, number in ((name, wanted[name]) for name in ("<|0.00|>", f"<|{window:.2f}|>")):
         if number >= size or names.get(name, number) != number:
             raise PipelineError(
                 f"{model_id}: no token {name} at {number}, where Whisper has it: a model without tokens of time cannot learn "
