@@ -9,6 +9,7 @@ from cache.records import TEACHER, TRANSCRIPT
 MADE_WITH = (
     "targets",
     "transcribed_fraction",
+    "timestamps",
     "dtype",
     "prompt",
     "top_p",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -153,6 +153,18 @@ class Params(Settings):
                     f"'{key}' is taken as {language_name(entry)}: write {entry}, as in the names of its folders"
                 )
         return languages
+
+    @model_validator(mode="after")
+    def _one_cache_for_all_methods(self) -> "Params":
+        """Raises ValueError for a method with a teacher and another share of times than the teacher's shards have."""
+        cached = self.train.timestamps
+        for name, changes in self.methods.from_teacher.items():
+            if changes.get("timestamps", cached) != cached:
+                raise ValueError(
+                    f"methods.from_teacher.{name}.timestamps is {changes['timestamps']}, train.timestamps is {cached}, by "
+                    "which the teacher's shards are made: set train.timestamps alone"
+                )
+        return self
 
 
 def load_params(path: Path, overrides: dict[str, Any]) -> Params:

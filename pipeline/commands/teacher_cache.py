@@ -27,7 +27,15 @@ def _teacher_cache(params: Params, language: str, rerun: Rerun) -> None:
     utterances, out = params.paths.split(language, "train"), params.paths.teacher_shards(language)
     teachers, token = teacher_sources(params, language), needed_token(params, language)
     task = ScoringRequest(
-        teachers, params.student, params.audio_window_s, code_of(language), params.teacher_cache, utterances, out, token
+        teachers,
+        params.student,
+        params.audio_window_s,
+        code_of(language),
+        params.teacher_cache,
+        utterances,
+        out,
+        token,
+        params.train.timestamps,
     )
     cache = on_ray if params.cluster.engine == "ray" else here
     with ProgressReport(f"teacher-cache {language}", "utterances") as progress:

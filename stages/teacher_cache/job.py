@@ -12,7 +12,8 @@ from cache.shards import ShardReader
 from stages.shared import scoring
 from stages.shared.whisper.device import compute_dtype
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
-from stages.shared.whisper.targets import Room, prompt_ids, token_of
+from stages.shared.whisper.targets import Room, TargetForm, target_form, token_of
+from stages.shared.whisper.timestamps import check_timestamps
 from stages.teacher_cache.score import Scorer
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vocabulary_of
@@ -22,7 +23,8 @@ from stages.teacher_cache.vocabulary import TokenMap, Vocabulary, map_tokens, vo
 class ScoringJob:
     """A loaded teacher and all that its shards have in common.
 
-    student: the vocabulary whose token ids are stored; None: the teacher's own.
+    student: the vocabulary whose token ids are stored; None: the teacher's own. timestamps: the share of the utterances
+    whose targets carry times.
     """
 
     teacher: Whisper
@@ -30,6 +32,7 @@ class ScoringJob:
     settings: TeacherCacheSettings
     device: torch.device
     student: Vocabulary | None = None
+    timestamps: float = 0.0
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -69,8 +72,10 @@ class ScoringJob:
             "mel_bins": model.config.num_mel_bins,
             "tokenizer": tokenizer_fingerprint(self.vocabulary.tokenizer),
             "vocab_size": self.vocabulary.size,
-            "prompt": self.student_prompt,
+            "prompt": self.student_form.prompt,
             "targets": settings.targets,
+            # absent without times, as in caches of before there were any
+            **({"timestamps": self.timestamps} if self.timestamps else {}),
             "transcribed_fraction": settings.transcribed_fraction if settings.targets == "mixed" else None,
             "transcribed": scoring.NORMALISER if settings.transcribes else None,
             "audio_window_s": self.teacher.audio_window_s,
@@ -89,16 +94,23 @@ class ScoringJob:
         return Room(self.teacher.audio_window_s, self.vocabulary.positions)
 
     @cached_property
-    def student_prompt(self) -> list[int]:
-        """The prompt by the student's ids. Raises PipelineError where the student lacks a token of it."""
-        ids = self.tokens.to_student[prompt_ids(self.teacher, self.language)]
+    def form(self) -> TargetForm:
+        """The form of targets by the teacher's ids. Raises PipelineError where the teacher lacks a token that they need."""
+        return target_form(self.teacher, self.language, self.timestamps)
+
+    @cached_property
+    def student_form(self) -> TargetForm:
+        """The form of targets by the student's ids. Raises PipelineError where the student lacks a token that they need."""
+        ids = self.tokens.to_student[self.form.prompt]
         if (ids < 0).any():
             raise PipelineError(
                 f"{self.vocabulary.model_id} has no token for '{token_of(self.teacher.model, self.language)}', "
                 f"which the teacher {self.teacher.model_id} knows"
             )
-        return ids.tolist()
+        student = self.vocabulary
+        if self.timestamps:
+            check_timestamps(student.tokenizer, student.size, self.teacher.audio_window_s, student.model_id)
+        return TargetForm(student.tokenizer, self.language, ids.tolist(), self.timestamps)
 
     def scorer(self) -> Scorer:
-        prompt = prompt_ids(self.teacher, self.language)
-        return Scorer(self.teacher, prompt, self.tokens, self.settings, self.dtype)
+        return Scorer(self.teacher, self.form.prompt, self.tokens, self.settings, self.dtype)

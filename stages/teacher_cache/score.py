@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from cache.distributions import quantise
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.targets import decoder_inputs, target_positions
+from stages.shared.whisper.timestamps import prompt_before
 from stages.teacher_cache.settings import TeacherCacheSettings
 from stages.teacher_cache.vocabulary import TokenMap
 
@@ -41,12 +42,13 @@ class Scorer:
         student's ids. targets: for each clip its target tokens by the teacher's ids.
         The decoder runs in `dtype`. Logits are float32, since bf16 logits tie every third pair of neighbours.
         """
-        inputs = decoder_inputs(self.prompt, targets, self.end).to(self.model.device)
+        prompts = [prompt_before(self.prompt, ids) for ids in targets]
+        inputs = decoder_inputs(prompts, targets, self.end).to(self.model.device)
         with self._autocast():
             hidden_BTD = self.model.model.decoder(
                 inputs, encoder_hidden_states=encoded_BSD, use_cache=False
             ).last_hidden_state
-        rows, columns = target_positions(self.prompt, targets)
+        rows, columns = target_positions(prompts, targets)
         hidden_ND = hidden_BTD[rows.to(hidden_BTD.device), columns.to(hidden_BTD.device)].float()
         targets_N = torch.tensor([token for ids in targets for token in ids], device=hidden_ND.device)
         size = max(1, CHUNK_BYTES // (4 * len(self.weight_VD)))

@@ -16,7 +16,7 @@ from stages.shared.prefetch import map_batches, prefetch
 from stages.shared.whisper.decode import Transcriber, Transcript
 from stages.shared.whisper.device import fast_products, round_weights
 from stages.shared.whisper.features import LogMel
-from stages.shared.whisper.targets import prompt_ids, reason_to_leave_out, room_of, target_ids
+from stages.shared.whisper.targets import reason_to_leave_out, room_of
 from stages.teacher_cache.job import ScoringJob
 from stages.teacher_cache.sources import TargetSources
 from stages.teacher_cache.vocabulary import TokenMap
@@ -136,14 +136,13 @@ class ShardScorer:
             return None, []  # `_score` makes the features again, for fewer clips
 
     def _start_shard(self, index: int, utterances: list[dict]) -> _Shard:
-        job = self.job
-        prompt = prompt_ids(job.teacher, job.language)
+        job, form = self.job, self.job.form
         targets, left_out = [], {}
         for row, utterance in enumerate(utterances):
             wanted = self.sources.of(utterance) == TRANSCRIPT
-            ids = target_ids(job.teacher.tokenizer, utterance["text"], job.language) if wanted else []
+            ids = form.of_transcript(utterance) if wanted else []
             targets.append(ids)
-            if reason := reason_to_leave_out(room_of(job.teacher), utterance["seconds"], prompt, ids):
+            if reason := reason_to_leave_out(room_of(job.teacher), utterance["seconds"], form.prompt, ids):
                 left_out[row] = reason
             elif wanted and not utterance["text"]:
                 left_out[row] = "no_text", "no transcript: targets 'mixed' would score the teacher's own words"
@@ -202,7 +201,8 @@ class ShardScorer:
         transcripts = self.transcriber.decode(encoded_BSD, made[1]) if self.transcriber and listens else None
         left_out: dict[int, tuple[str, str]] = {}
         if transcripts and source == TEACHER:
-            targets = [transcript.tokens for transcript in transcripts]
+            heard = zip(batch.rows, transcripts, strict=True)
+            targets = [self.job.form.of_words(shard.utterances[row], own.tokens) for row, own in heard]
             reasons = [_unusable(transcript, self.job.tokens) for transcript in transcripts]
             left_out = {row: reason for row, reason in zip(batch.rows, reasons, strict=True) if reason}
         kept = [number for number, row in enumerate(batch.rows) if row not in left_out]

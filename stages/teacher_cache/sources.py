@@ -34,10 +34,9 @@ def target_sources(job: ScoringJob, utterances: ShardReader) -> TargetSources:
     settings = job.settings
     if settings.transcribed_fraction == 1:
         return TargetSources(settings.targets)
-    tokenizer, room, prompt = job.vocabulary.tokenizer, job.student_room, job.student_prompt
     groups = [
         row["group"]
-        for row in utterances.records(only=("text", "seconds", "group"))
-        if not reason_against_transcript(tokenizer, room, row, job.language, prompt)
+        for row in utterances.records(only=("id", "text", "seconds", "group"))
+        if not reason_against_transcript(job.student_form, job.student_room, row)
     ]
     return TargetSources(settings.targets, frozenset(choose_groups(groups, settings.transcribed_fraction)))

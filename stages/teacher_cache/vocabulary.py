@@ -8,8 +8,7 @@ from transformers import AutoConfig, WhisperTokenizer
 
 from cache.errors import PipelineError
 from stages.shared.whisper.models import Whisper, find_model
-
-TIMESTAMPS = 1501  # 0.00 to 30.00 s
+from stages.shared.whisper.timestamps import time_tokens
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ def _ids(vocabulary: Vocabulary) -> dict[str, int]:
     names = vocabulary.tokenizer.get_vocab()
     if "<|notimestamps|>" not in names:
         raise PipelineError(f"{vocabulary.model_id}: no token <|notimestamps|>, expected a Whisper tokenizer")
-    first = names["<|notimestamps|>"] + 1
-    stamps = {f"<|{step * 0.02:.2f}|>": first + step for step in range(TIMESTAMPS)}
-    return {token: number for token, number in {**stamps, **names}.items() if number < vocabulary.size}
+    tokens = {**time_tokens(names["<|notimestamps|>"]), **names}
+    return {token: number for token, number in tokens.items() if number < vocabulary.size}
 
 
 def _check_text_tokens(teacher: Vocabulary, student: Vocabulary) -> None:

@@ -33,6 +33,7 @@ class ScoringRequest:
     utterances: AnyPath
     out: AnyPath
     token: str | None = None  # the language whose token replaces that of `language` in prompts; None: its own
+    timestamps: float = 0.0  # the share of the utterances whose targets carry times
 
     def absolute(self) -> "ScoringRequest":
         """Returns the request with absolute paths, for a process with another working folder."""
@@ -43,7 +44,7 @@ class ScoringRequest:
         jobs = []
         for teacher in teachers:
             use_token(teacher.model, self.language, self.token)
-            jobs.append(ScoringJob(teacher, self.language, self.settings, device, student))
+            jobs.append(ScoringJob(teacher, self.language, self.settings, device, student, self.timestamps))
         return CrossFit(tuple(jobs))
 
 

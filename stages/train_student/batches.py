@@ -53,15 +53,14 @@ class Collate:
         targets, prompts = [row["targets"] for row in rows], [row["prompt"] for row in rows]
         window = self.student.audio_window_s * POSITIONS_PER_SECOND
         real = torch.tensor([min(window, math.ceil(row["seconds"] * POSITIONS_PER_SECOND)) for row in rows])
-        inputs = decoder_inputs(prompts[0], targets, self.student.tokenizer.eos_token_id)
-        inputs[:, : len(prompts[0])] = torch.tensor(prompts)  # prompts differ in the language's token only
-        lengths = torch.tensor([len(prompts[0]) + len(ids) - 1 for ids in targets])
+        inputs = decoder_inputs(prompts, targets, self.student.tokenizer.eos_token_id)
+        lengths = torch.tensor([len(prompt) + len(ids) - 1 for prompt, ids in zip(prompts, targets, strict=True)])
         return Batch(
             ids=[row["id"] for row in rows],
             languages=[row["language"] for row in rows],
             features=self._features(rows),
             decoder_input_ids=inputs,
-            positions=target_positions(prompts[0], targets),
+            positions=target_positions(prompts, targets),
             targets=torch.tensor([token for ids in targets for token in ids]),
             encoder_mask=torch.arange(window) < real[:, None],
             decoder_mask=torch.arange(inputs.shape[1]) < lengths[:, None],

@@ -18,13 +18,13 @@ from cache.shards import ShardReader
 from stages.shared.subset import Fold, choose_groups
 from stages.shared.whisper.models import Whisper, tokenizer_fingerprint
 from stages.shared.whisper.targets import (
-    prompt_ids,
     reason_against_transcript,
     reason_to_leave_out,
     room_of,
-    target_ids,
+    target_form,
     token_of,
 )
+from stages.shared.whisper.timestamps import prompt_before
 from stages.train_student.batches import Batch, Collate, EpochPart, Row, read_batches
 from stages.train_student.filters import COLUMNS, check_filters, reasons_to_leave_out
 from stages.train_student.settings import TrainSettings
@@ -47,7 +47,8 @@ class TrainingData:
         fold: Fold | None = None,
     ):
         self.utterances, self.teacher, self.language, self.settings = utterances, teacher, language, settings
-        self.student, self.prompt, self.room = student, prompt_ids(student, language), room_of(student)
+        self.student, self.room = student, room_of(student)
+        self.form = target_form(student, language, settings.timestamps)
         self.collate = Collate(student, settings)
         self.tail_V: torch.Tensor | None = None  # the mean of the teacher's tails
         if teacher is not None:
@@ -76,12 +77,17 @@ class TrainingData:
             "utterances": self.utterances.fingerprint(),
             "tokenizer": tokenizer_fingerprint(self.student.tokenizer),
             "vocab_size": self.student.model.config.vocab_size,
-            "prompt": self.prompt,
+            "prompt": self.form.prompt,
             "audio_window_s": self.student.audio_window_s,
         }
         found = {name: teacher.provenance.get(name) for name in wanted}
         if differing := differences(found, wanted):
             raise PipelineError(f"{teacher.folder} does not fit this student and corpus ({differing})")
+        if (share := teacher.provenance.get("timestamps", 0)) != self.settings.timestamps:
+            raise PipelineError(
+                f"{teacher.folder}: targets with times for a share of {share} of the utterances, train.timestamps is "
+                f"{self.settings.timestamps:g}: set it to {share}, or make the cache again: pipeline teacher-cache --update"
+            )
         if teacher.rows != self.utterances.rows:
             raise PipelineError(
                 f"{teacher.folder}: shards of {teacher.rows} records, expected {self.utterances.rows} as in "
@@ -106,8 +112,8 @@ class TrainingData:
 
     def _reason(self, row: dict, scored: dict) -> tuple[str, str] | None:
         if scored["target_source"] == TEACHER:
-            return reason_to_leave_out(self.room, row["seconds"], self.prompt, scored["targets"].tolist())
-        return reason_against_transcript(self.student.tokenizer, self.room, row, self.language, self.prompt)
+            return reason_to_leave_out(self.room, row["seconds"], self.form.prompt, scored["targets"].tolist())
+        return reason_against_transcript(self.form, self.room, row)
 
     def _scored(self, shard: int, ids: list[str]) -> list[dict]:
         """Returns COLUMNS of the teacher's records. Raises PipelineError where they are not of the utterances `ids`."""
@@ -129,23 +135,25 @@ class TrainingData:
         """Returns the kept rows of a shard, with the teacher's fields where there is a teacher."""
         rows = self.utterances.read(shard)
         scored = self.teacher.read(shard) if self.teacher is not None else None
-        common = {"language": self.language, "prompt": self.prompt}
         loaded = []
         for row, number in ((rows[number], number) for number in self.kept[shard]):
             if scored is None:
-                targets = target_ids(self.student.tokenizer, row["text"], self.language)
-                loaded.append({**row, **common, "targets": targets})
+                loaded.append({**row, **self._decoder_fields(self.form.of_transcript(row))})
             else:
                 targets = scored[number]["targets"].tolist()
                 self._check_targets(targets, scored[number]["target_source"], row, shard)
-                loaded.append({**row, **scored[number], **common, "targets": targets, "bits": self.bits})
+                loaded.append({**row, **scored[number], **self._decoder_fields(targets), "bits": self.bits})
         return loaded
+
+    def _decoder_fields(self, targets: list[int]) -> Row:
+        """Returns what the decoder reads and predicts."""
+        return {"language": self.language, "prompt": prompt_before(self.form.prompt, targets), "targets": targets}
 
     def _check_targets(self, targets: list[int], source: str, row: dict, shard: int) -> None:
         """Raises PipelineError where a transcript's tokens are others, and where nothing was scored."""
         assert self.teacher is not None
         own_words = source == TEACHER and targets
-        if not own_words and targets != target_ids(self.student.tokenizer, row["text"], self.language):
+        if not own_words and targets != self.form.of_transcript(row):
             where = f"{self.teacher.folder / self.teacher.shards[shard]['name']}, {row['id']}"
             raise PipelineError(
                 f"{where}: its targets are not the transcript's tokens: the shards do not belong together"

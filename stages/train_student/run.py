@@ -42,7 +42,8 @@ from stages.train_student.validation import Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
-# Settings that are not of the recipe. The dtype that was taken is recorded with the settings.
+# Settings that are not of the recipe. The dtype that was taken is recorded with the settings. Nor is `timestamps` recorded
+# where it is 0: a run without times is the same as one of before there were any.
 NO_RECIPE = {"dtype", "log_every", "save_every", "track", "verify"}
 PROGRESS, LEFT_OUT = "progress.json", "left_out.jsonl"
 
@@ -258,7 +259,9 @@ class _Run:
                 "base_weights": self.base.fingerprint,
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},
-                **self.settings.model_dump(exclude=NO_RECIPE),
+                **self.settings.model_dump(
+                    exclude=NO_RECIPE if self.settings.timestamps else NO_RECIPE | {"timestamps"}
+                ),
                 **({"start_weights": self.start.fingerprint()} if self.start else {}),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **({"processes": self.processes.count} if self.processes.count > 1 else {}),

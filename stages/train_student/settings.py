@@ -16,6 +16,13 @@ class TrainSettings(Settings):
     epochs: float = Field(10, gt=0, description="passes over the training utterances; fractions are fine")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     train_fraction: float = Field(1.0, gt=0, le=1, description="share of the utterances trained on, in whole groups")
+    timestamps: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the utterances whose targets also say when the clip begins and ends, in Whisper's tokens of "
+        "time; the teacher's shards are made with the same share",
+    )
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(2, ge=1, description="batches per optimizer step")
     learning_rate: float | None = Field(None, gt=0, description=f"null: the method's own, {learning_rates()}")

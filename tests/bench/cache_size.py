@@ -83,8 +83,10 @@ def _errors(whisper: Whisper, row: dict, record: dict, bits: int) -> tuple[np.nd
     """Per position: JS between stored and exact bins; the largest log-probability error where p > 0.01; the kept mass."""
     prompt, targets = prompt_ids(whisper, LANGUAGE), record["targets"].tolist()
     features = LogMel(whisper.model.config.num_mel_bins, whisper.audio_window_s)([decode_flac(row["audio"])])
-    hidden = whisper.model.model(features, decoder_input_ids=decoder_inputs(prompt, [targets], 50257)).last_hidden_state
-    logits = F.linear(hidden[target_positions(prompt, [targets])], whisper.model.proj_out.weight).double()
+    hidden = whisper.model.model(
+        features, decoder_input_ids=decoder_inputs([prompt], [targets], 50257)
+    ).last_hidden_state
+    logits = F.linear(hidden[target_positions([prompt], [targets])], whisper.model.proj_out.weight).double()
     dense = logits.softmax(-1).numpy()
     ends = np.cumsum(record["top_counts"])
     js, log_p, mass = [], [], []

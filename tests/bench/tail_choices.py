@@ -55,9 +55,9 @@ def _logits(whisper: Whisper, rows: list[dict]) -> torch.Tensor:
     parts = []
     for row in rows:
         targets = [target_ids(whisper.tokenizer, row["text"], LANGUAGE)]
-        inputs = decoder_inputs(prompt, targets, 50257)
+        inputs = decoder_inputs([prompt], targets, 50257)
         hidden = whisper.model.model(log_mel([decode_flac(row["audio"])]), decoder_input_ids=inputs).last_hidden_state
-        parts.append(F.linear(hidden[target_positions(prompt, targets)], whisper.model.proj_out.weight))
+        parts.append(F.linear(hidden[target_positions([prompt], targets)], whisper.model.proj_out.weight))
     return torch.cat(parts)
 
 

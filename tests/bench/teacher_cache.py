@@ -83,7 +83,7 @@ def _batches(whisper: Whisper, shards: list[list[dict]], size: int) -> list[tupl
         for start in range(0, len(order), size):
             part = order[start : start + size]
             features = log_mel([decode_flac(rows[row]["audio"]) for row in part])
-            batches.append((features, decoder_inputs(prompt, [targets[row] for row in part], 50257)))
+            batches.append((features, decoder_inputs([prompt] * len(part), [targets[row] for row in part], 50257)))
     return batches
 
 
@@ -125,7 +125,9 @@ def _plain(whisper: Whisper, shards: list[list[dict]], size: int, top_k: int) ->
             clips = [decode_flac(row["audio"]) for row in part]
             features = extractor(clips, sampling_rate=16000, return_tensors="pt").input_features[:, :, :frames]
             targets = [target_ids(whisper.tokenizer, row["text"], LANGUAGE) for row in part]
-            logits = whisper.model(features, decoder_input_ids=decoder_inputs(prompt, targets, 50257)).logits
+            logits = whisper.model(
+                features, decoder_input_ids=decoder_inputs([prompt] * len(targets), targets, 50257)
+            ).logits
             top = logits.log_softmax(-1).topk(top_k)
             np.savez(Path(tempfile.gettempdir()) / "plain.npz", top.values.half().numpy(), top.indices.numpy())
 

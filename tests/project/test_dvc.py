@@ -139,6 +139,17 @@ def test_training_settings_leave_cache_and_base_alone(project: Project):
     assert not any("--system base" in call or "--system teacher" in call for call in ran)
 
 
+def test_the_share_of_times_reruns_the_cache_and_all_training(project: Project):
+    project.params["train"]["timestamps"] = 0.5
+    project.write_params(project.params)
+    ran = project.repro()
+    assert {call for call in ran if call.startswith("teacher-cache")} == {
+        f"teacher-cache --lang {lang}" for lang in ("cs", "no")
+    }
+    assert sum(call.startswith("train-student") for call in ran) == 4
+    assert not any("--system base" in call or call.startswith("adapt-teacher") for call in ran)
+
+
 def test_metrics_and_plots(project: Project):
     shown = project.dvc("metrics", "show", "--md")
     assert "metrics/cs/lora-kd.json" in shown.replace("\\", "/")

@@ -25,7 +25,7 @@ def test_logits_and_gates_are_the_references(tmp_path: Path, monkeypatch: pytest
     inputs = {
         "input_features": LogMel(80, 30)([decode_flac(utterance["audio"])]),
         "decoder_input_ids": decoder_inputs(
-            prompt_ids(whisper, "ca"), [target_ids(whisper.tokenizer, utterance["text"], "ca")], 50257
+            [prompt_ids(whisper, "ca")], [target_ids(whisper.tokenizer, utterance["text"], "ca")], 50257
         ),
     }
     layers = make_published(whisper.model, ["catalan"], scale=0.1)

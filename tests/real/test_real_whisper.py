@@ -78,7 +78,7 @@ def test_cached_distributions_are_the_model_s(czech, tmp_path):
     assert whisper.tokenizer.decode(targets, skip_special_tokens=True).strip() == row["text"]
     features = Transcriber(whisper, "cs", torch.float32).log_mel([decode_flac(row["audio"])])
     with torch.inference_mode():
-        logits = whisper.model(features, decoder_input_ids=decoder_inputs(prompt, [targets], 50257)).logits[0]
+        logits = whisper.model(features, decoder_input_ids=decoder_inputs([prompt], [targets], 50257)).logits[0]
     log_probs = logits[len(prompt) - 1 :].double().log_softmax(-1)
     top = log_probs.topk(64)
     assert record["top_counts"].tolist() == [64] * len(targets)

@@ -43,7 +43,8 @@ def align(
 
     texts: T tokens of each clip, without end of text; none is empty. positions: of the encoder that each clip fills.
     """
-    inputs = decoder_inputs(prompt, [[*ids, prompt[0]] for ids in texts], prompt[0]).to(encoded_BSD.device)
+    targets = [[*ids, prompt[0]] for ids in texts]
+    inputs = decoder_inputs([prompt] * len(texts), targets, prompt[0]).to(encoded_BSD.device)
     with _scores_of(model, heads_by_layer(model)) as scores:
         hidden_BTD = model.model.decoder(
             input_ids=inputs, encoder_hidden_states=encoded_BSD, use_cache=False

@@ -1,5 +1,6 @@
 """Makes target tokens and decoder inputs. Teacher and student both use these functions, so that theirs are equal."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from stages.shared.whisper.languages import (
     token_language,
 )
 from stages.shared.whisper.models import Whisper
+from stages.shared.whisper.timestamps import check_timestamps, is_timed, prompt_before, with_times
 
-# Shapes: B rows of a batch, P prompt tokens, T target tokens of one text, N target tokens of all rows
+# Shapes: B rows of a batch, P tokens of a row's prompt, T target tokens of one text, N target tokens of all rows
 
 
 def token_of(model: WhisperForConditionalGeneration, language: str) -> str:
@@ -95,6 +97,37 @@ def _plain_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
+@dataclass(frozen=True)
+class TargetForm:
+    """How the texts of a language become targets, by the ids of one model.
+
+    prompt: as of targets without times. timestamps: the share of the utterances whose targets carry times.
+    """
+
+    tokenizer: WhisperTokenizer
+    language: str
+    prompt: list[int]
+    timestamps: float = 0.0
+
+    def of_transcript(self, utterance: dict[str, Any]) -> list[int]:
+        """Returns the targets (T,) of an utterance's transcript."""
+        return self.of_words(utterance, target_ids(self.tokenizer, utterance["text"], self.language))
+
+    def of_words(self, utterance: dict[str, Any], ids: list[int]) -> list[int]:
+        """Returns the targets (T,) of an utterance for which `ids` are its words: text and its end."""
+        if not is_timed(utterance["id"], self.timestamps):
+            return ids
+        return with_times(ids, utterance["seconds"], self.prompt[-1])
+
+
+def target_form(whisper: Whisper, language: str, timestamps: float) -> TargetForm:
+    """Raises PipelineError where no token of the model stands for `language`, or where it lacks those of times."""
+    prompt = prompt_ids(whisper, language)
+    if timestamps:
+        check_timestamps(whisper.tokenizer, whisper.model.config.vocab_size, whisper.audio_window_s, whisper.model_id)
+    return TargetForm(whisper.tokenizer, language, prompt, timestamps)
+
+
 class Room(NamedTuple):
     """How much a model takes of an utterance."""
 
@@ -107,34 +140,35 @@ def room_of(whisper: Whisper) -> Room:
 
 
 def reason_to_leave_out(room: Room, seconds: float, prompt: list[int], targets: list[int]) -> tuple[str, str] | None:
-    """Returns (reason, detail) if a model with `room` can neither be trained on an utterance nor score it, else None."""
+    """Returns (reason, detail) if a model with `room` can neither be trained on an utterance nor score it, else None.
+
+    prompt: as of targets without times.
+    """
     if seconds > room.seconds:
         return "too_long", f"{seconds:.2f} s in a window of {room.seconds} s"
     # the decoder reads the prompt and all targets but the last
-    if len(prompt) + len(targets) - 1 > room.positions:
+    if len(prompt_before(prompt, targets)) + len(targets) - 1 > room.positions:
         return "too_many_tokens", f"{len(targets)} tokens, {room.positions} positions"
     return None
 
 
-def reason_against_transcript(
-    tokenizer: WhisperTokenizer, room: Room, utterance: dict[str, Any], language: str, prompt: list[int]
-) -> tuple[str, str] | None:
+def reason_against_transcript(form: TargetForm, room: Room, utterance: dict[str, Any]) -> tuple[str, str] | None:
     """Returns (reason, detail) if a model with `room` cannot be trained on an utterance's transcript, else None."""
     if not utterance["text"]:
         return "no_text", "no transcript"
-    return reason_to_leave_out(room, utterance["seconds"], prompt, target_ids(tokenizer, utterance["text"], language))
+    return reason_to_leave_out(room, utterance["seconds"], form.prompt, form.of_transcript(utterance))
 
 
-def decoder_inputs(prompt: list[int], targets: list[list[int]], pad: int) -> torch.Tensor:
-    """Returns the prompt and each row's targets but the last, padded with `pad` to (B, P + max T - 1)."""
-    length = len(prompt) + max(len(ids) for ids in targets) - 1
-    rows = [prompt + ids[:-1] for ids in targets]
+def decoder_inputs(prompts: list[list[int]], targets: list[list[int]], pad: int) -> torch.Tensor:
+    """Returns each row's prompt and its targets but the last, padded with `pad` to (B, max (P + T) - 1)."""
+    rows = [prompt + ids[:-1] for prompt, ids in zip(prompts, targets, strict=True)]
+    length = max(map(len, rows))
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
-def target_positions(prompt: list[int], targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def target_positions(prompts: list[list[int]], targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (rows, columns), (N,) each: the decoder positions whose next token is a target, row by row."""
-    first = len(prompt) - 1
     rows = torch.cat([torch.full((len(ids),), row) for row, ids in enumerate(targets)])
-    columns = torch.cat([torch.arange(first, first + len(ids)) for ids in targets])
+    firsts = [len(prompt) - 1 for prompt in prompts]
+    columns = torch.cat([torch.arange(first, first + len(ids)) for first, ids in zip(firsts, targets, strict=True)])
     return rows, columns
