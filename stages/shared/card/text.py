@@ -178,7 +178,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             "noise, free talk, accents."
         )
     if facts.run and not facts.run["settings"].get("timestamps"):
-        yield "It was trained without timestamps: do not trust the times that it writes as tokens."
+        yield "It was trained without timestamps: nobody has checked the times that it writes as tokens."
     if facts.audio_window_s < FULL_WINDOW_S:
         yield f"It knows windows of {facts.audio_window_s} s. In a longer window it says other things than were measured."
     yield "As any Whisper it may write words where nobody speaks, and repeat itself."
