@@ -30,15 +30,14 @@ def bundle(sources: Sequence[str], out: AnyPath, base_source: str | None) -> Non
     first = found[0]
     whisper = load_base(first.whisper, first.metadata, described_in(first))
     parts = _checked_parts(found, whisper)
-    named = base_metadata(
-        first.metadata["base"], dict(whisper.model.named_parameters()), whisper.audio_window_s, whisper.fingerprint
-    )
+    parameters, name = dict(whisper.model.named_parameters()), first.metadata["base"]
+    named = {**base_metadata(name, parameters, whisper.audio_window_s, whisper.fingerprint), "base": name}
     with sole_writer(out):
         refuse_taken(out)
         write_bundle(out, parts, named)
         write_card(out, base_source)
     languages = ", ".join(code for part in parts for code in part.tokens)
-    say(f"{out}: a bundle for {languages}; base {named['base']}, window {whisper.audio_window_s} s")
+    say(f"{out}: a bundle for {languages}; base {name}, window {whisper.audio_window_s} s")
 
 
 def _expert_or_adapter(source: str, base_source: str | None) -> ModelSource:

@@ -158,6 +158,21 @@ def test_the_order_is_that_of_the_folders(here, monkeypatch, tmp_path):
     assert list(load_model(str(tmp_path / "two")).languages) == ["cs", "pl"]
 
 
+def test_an_expert_that_was_trained_beside_a_rounded_base(here, monkeypatch, tmp_path):
+    """Its fingerprint is of the rounded weights. The bundle has those of the base as it is."""
+    model = load_whisper(str(here / "base"), 1).model.to(torch.bfloat16)
+    student = Student.from_whisper(model, ["hu"])
+    student.save_expert(tmp_path / "half", "hu")
+    half = json.loads((tmp_path / "half/experts.json").read_text())
+    assert half["base_dtype"] == "bfloat16"
+    for number, folders in enumerate([("gated", str(tmp_path / "half")), (str(tmp_path / "half"), "gated")]):
+        assert bundled(monkeypatch, *folders, out=str(tmp_path / f"{number}")) == 0
+        found = json.loads((tmp_path / f"{number}" / METADATA).read_text())
+        assert (found["base_dtype"], found["base_weights"]) == ("float32", load_whisper("base", 1).fingerprint)
+        assert found["base_weights_bf16"] == half["base_weights"]
+        assert set(load_model(str(tmp_path / f"{number}")).languages) == {"pl", "hu"}
+
+
 # Commands
 
 
@@ -252,12 +267,15 @@ def test_what_does_not_go_together(places, monkeypatch, capsys):
     make_expert(places / "else", places / "stranger", "hu", ExpertForm())
     make_expert(places / "base", places / "wide", "hu", ExpertForm(), window=2)
     make_expert(places / "base", places / "dutch", "nl", ExpertForm())
+    (places / "published").mkdir()
+    (places / "published/expert.catalan.bin").write_bytes(b"")
     for folders, text in {
         ("gated", "gated"): "gated: it is for pl, as gated is: expected one folder for each language",
         ("both", "dutch"): "dutch: it is for nl, as both is: expected one folder for each language",
         ("gated", "wide"): "wide: trained with audio_window_s 2, but gated with 1: a bundle has one window",
         ("gated", "base"): "base: a whole Whisper, expected experts or an adapter: it cannot share a base; use it by",
         ("bundle", "gated"): "bundle: a bundle itself: give the folders in it, such as bundle/pl",
+        ("gated", "published"): "published: published experts: bring them in first with `pipeline experts import`",
         ("gated", "nothing"): "nothing: no such folder, and not a hub id (owner/name)",
     }.items():
         assert refused(monkeypatch, capsys, *folders).startswith(text)
