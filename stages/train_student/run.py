@@ -34,7 +34,7 @@ from stages.train_student.data import TrainingData
 from stages.train_student.loop import Losses, TrainingLoop
 from stages.train_student.mixture import Mixture
 from stages.train_student.processes import SINGLE_PROCESS, Processes
-from stages.train_student.settings import TrainSettings
+from stages.train_student.settings import NO_RECIPE, TrainSettings
 from stages.train_student.start import chosen_layers, find_start
 from stages.train_student.tracking import tracked
 from stages.train_student.trainee import Trainee
@@ -42,9 +42,6 @@ from stages.train_student.validation import Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
-# Settings that are not of the recipe. The dtype that was taken is recorded with the settings. Nor is `timestamps` recorded
-# where it is 0: a run without times is the same as one of before there were any.
-NO_RECIPE = {"dtype", "log_every", "save_every", "track", "verify"}
 PROGRESS, LEFT_OUT = "progress.json", "left_out.jsonl"
 
 
@@ -259,9 +256,7 @@ class _Run:
                 "base_weights": self.base.fingerprint,
                 "audio_window_s": self.base.audio_window_s,
                 **{name: values[0] if len(self.languages) == 1 else values for name, values in of_each.items()},
-                **self.settings.model_dump(
-                    exclude=NO_RECIPE if self.settings.timestamps else NO_RECIPE | {"timestamps"}
-                ),
+                **self.settings.recipe(),
                 **({"start_weights": self.start.fingerprint()} if self.start else {}),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **({"processes": self.processes.count} if self.processes.count > 1 else {}),

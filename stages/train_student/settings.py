@@ -1,6 +1,6 @@
 """The training recipe. The defaults are the paper's (arXiv 2311.01070, section 4.2, and its published scripts)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from stages.shared.student.forms import Gates
 from stages.train_student.token_weights import TokenWeights
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "dvclive"]
+
+# Settings that are not of the recipe. The dtype that was taken is recorded beside it.
+NO_RECIPE = {"dtype", "log_every", "save_every", "track", "verify"}
 
 
 class TrainSettings(Settings):
@@ -127,6 +130,10 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0)
     verify: bool = Field(False, description="before training, check the hash of every shard, and not only its size")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns the settings that weights depend on. No `timestamps` is left out, as in older runs."""
+        return self.model_dump(exclude=NO_RECIPE if self.timestamps else NO_RECIPE | {"timestamps"})
 
     @model_validator(mode="after")
     def _spread_needs_kl(self) -> "TrainSettings":
