@@ -25,10 +25,17 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 EXPERTS = {"expert_rank": 64, "gates": "none", "expert_dropout": 0.0}
 SHIFTS = ("babble", "telephone", "espeak")  # the test lines as `shifted_speech.py` makes them
-# Experts with the paper's gates and with changes of them, at the steps and the data of `half`
+# Experts with the paper's gates and with changes of them, at the steps and the data of `half`. The dropout of the experts
+# is that of the parameters (0.1), but for `-plain`, which has none, as EXPERTS.
 GATES: dict[str, dict[str, Any]] = {
     "rank": {"expert_rank": 64},
+    "rank-plain": {"expert_rank": 64, "expert_dropout": 0.0},
+    "none-dropout": {"expert_rank": 64, "gates": "none"},
     "rank-open": {"expert_rank": 64, "gate_start": 0.95, "gate_budget": 1.0, "gate_noise": 0.0, "skip_gate": 0.0},
+    "rank-open-plain": {
+        **{"expert_rank": 64, "gate_start": 0.95, "gate_budget": 1.0, "gate_noise": 0.0, "skip_gate": 0.0},
+        "expert_dropout": 0.0,
+    },
     "rank-hard": {"expert_rank": 64, "gate_start": 0.95, "gate_training": "hard", "gate_noise": 1.0, "skip_gate": 0.0},
     "rank-layer": {"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
 }
