@@ -44,5 +44,5 @@ def check_installed(chosen: Format) -> None:
     if missing := [name for name in chosen.needs if importlib.util.find_spec(name) is None]:
         raise PipelineError(
             f"format '{chosen.name}': {', '.join(missing)} is not installed: "
-            "pip install 'whisper-offline-distillation[export]'"
+            "pip install -c constraints.txt -e '.[export]'"
         )

@@ -88,7 +88,7 @@ def connected(address: str | None) -> Iterator[Any]:
         import ray
     except ImportError:
         raise PipelineError(
-            "engine 'ray': Ray is not installed: pip install 'whisper-offline-distillation[cluster]'"
+            "engine 'ray': Ray is not installed: pip install -c constraints.txt -e '.[cluster]'"
         ) from None
     if ray.is_initialized():
         yield ray

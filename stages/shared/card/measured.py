@@ -31,7 +31,7 @@ class Measured:
 
 
 def find_measured(metrics: AnyPath, model: str) -> list[Measured]:
-    """Returns the results of `model` (a folder or a hub id) in the folder `metrics`, and the bases' on the same splits."""
+    """Returns the results of `model` (a folder or a hub id) in the folder `metrics`, then the bases' on these splits."""
     found = []
     for path in sorted(metrics.glob("*/*.json"), key=str):
         if isinstance(facts := files.read_json(path), dict) and _is_metrics(facts):
@@ -39,6 +39,7 @@ def find_measured(metrics: AnyPath, model: str) -> list[Measured]:
             if own or str(facts["system"]).partition("-")[0] == "base":
                 found.append((path, own, facts))
     places = {_split_of(facts) for _, own, facts in found if own}
+    found.sort(key=lambda one: not one[1])
     return [
         Measured(facts["system"], own, facts, _intervals(path) if own else {})
         for path, own, facts in found

@@ -36,9 +36,10 @@ print(WhisperTokenizer.from_pretrained("here").decode(ids[0], skip_special_token
 ```"""
 
 FASTER_WHISPER = """```python
-from faster_whisper import WhisperModel
+from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-segments, _ = WhisperModel("here").transcribe("speech.wav", language="{code}", without_timestamps=True)
+model = BatchedInferencePipeline(WhisperModel("here"))  # it cuts at pauses, and no window is cut off
+segments, _ = model.transcribe("speech.wav", language="{code}", without_timestamps=True)
 print(" ".join(segment.text.strip() for segment in segments))
 ```"""
 
@@ -46,12 +47,13 @@ FASTER_WHISPER_CUT = """```python
 from functools import partial
 
 import faster_whisper.transcribe
-from faster_whisper import WhisperModel
+from faster_whisper import BatchedInferencePipeline, WhisperModel
 from faster_whisper.audio import pad_or_trim
 
 # faster-whisper 1.2 fills the features of each window up to 30 s before the encoder: this keeps {window} s
 faster_whisper.transcribe.pad_or_trim = partial(pad_or_trim, length={frames})
-segments, _ = WhisperModel("here").transcribe("speech.wav", language="{code}", without_timestamps=True)
+model = BatchedInferencePipeline(WhisperModel("here"))  # it cuts at pauses, and no window is cut off
+segments, _ = model.transcribe("speech.wav", language="{code}", without_timestamps=True, chunk_length={window})
 print(" ".join(segment.text.strip() for segment in segments))
 ```"""
 

@@ -93,16 +93,16 @@ def _heading(text: str) -> str:
 
 
 def _metadata(facts: CardFacts) -> str:
-    base = facts.base or ""
+    base, library = facts.base or "", facts.library or LIBRARIES.get(facts.kind, OWN_LIBRARY)
     corpora = {DATA[one][0] for one in corpora_of(facts.run) if one in DATA}
     return ModelCardData(
         language=list(facts.languages) or None,
         license=facts.licence,
-        library_name=facts.library or LIBRARIES.get(facts.kind, OWN_LIBRARY),
+        library_name=library,
         pipeline_tag="automatic-speech-recognition",
         base_model=base if is_hub_id(base) else None,
         datasets=sorted(one for one in corpora if one) or None,
-        tags=["whisper", *([LORA.name] if LIBRARIES["adapter"] in (facts.library, LIBRARIES.get(facts.kind)) else [])],
+        tags=["whisper", *([LORA.name] if library == LIBRARIES["adapter"] else [])],
     ).to_yaml()
 
 

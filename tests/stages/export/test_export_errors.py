@@ -65,7 +65,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(speaker, work, 
     )
     status, line = refused(monkeypatch, capsys, "lora", "--to", "ctranslate2", "--out", "out")
     assert status == 1
-    assert "ctranslate2 is not installed: pip install 'whisper-offline-distillation[export]'" in line
+    assert "ctranslate2 is not installed: pip install -c constraints.txt -e '.[export]'" in line
 
 
 def test_experts_need_validation_shards(speaker, work, monkeypatch, capsys):
