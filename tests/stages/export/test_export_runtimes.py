@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from export_makers import make_lora, text_of
 from makers import make_tiny_whisper, make_utterance, run, speaking
@@ -67,6 +68,22 @@ def test_a_ctranslate2_folder_has_what_faster_whisper_reads(speaker, work, monke
     assert config["suppress_ids"] == generation.suppress_tokens
     assert config["lang_ids"] == sorted(generation.lang_to_id.values())
     assert not list(work.glob(".tmp-*"))
+
+
+def test_the_lines_of_the_card_run_in_faster_whisper(work, monkeypatch):
+    """The search for pauses hears no speech in tones, so that all is taken for speech here."""
+    transcribe = pytest.importorskip("faster_whisper.transcribe")
+    base = make_tiny_whisper(work / "tiny", positions=448)  # faster-whisper asks for as many
+    save_whisper(speaking(load_whisper(str(base), 1), listen=20, end=2.5, seed=4), work / "base", torch.float32)
+    make_lora(work / "base", work / "lora")
+    assert run(monkeypatch, "export", "lora", "--to", "ctranslate2", "--out", "here") == 0
+    clip = decode_flac(make_utterance(5, 0.9)["audio"])
+    soundfile.write("speech.wav", clip, 16000, subtype="FLOAT")
+    monkeypatch.setattr(transcribe, "get_speech_timestamps", lambda audio, options: [{"start": 0, "end": len(audio)}])
+    monkeypatch.setattr(transcribe, "pad_or_trim", transcribe.pad_or_trim)  # the card changes it
+    lines: list[str] = []
+    exec(Path("here/README.md").read_text().split("```python\n")[1].split("```")[0], {"print": lines.append})
+    assert len(lines) == 1 and lines[0]
 
 
 # whisper.cpp
