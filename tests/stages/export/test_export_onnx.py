@@ -13,8 +13,8 @@ from sources import ROOT
 
 from stages.export.formats import ONNX
 from stages.export.run import Export, export
-from stages.export.snippets import snippet
 from stages.shared.audio import decode_flac
+from stages.shared.card.snippets import snippet
 from stages.shared.student.loading import LoadedModel, load_model, locate
 from stages.shared.whisper.decode import Transcriber
 from stages.shared.whisper.models import load_whisper

@@ -350,7 +350,7 @@ def test_what_no_machine_has_is_refused():
 
 def test_without_ray_it_says_what_to_install(tiny_whisper, source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(PipelineError, match=r"pip install 'whisper-offline-distillation\[cluster\]'"):
+    with pytest.raises(PipelineError, match=r"pip install -c constraints.txt -e '.\[cluster\]'"):
         on_ray(tiny_whisper, source, tmp_path / "train")
     assert not (tmp_path / "train").exists()
 
