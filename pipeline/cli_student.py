@@ -19,6 +19,7 @@ from pipeline.options import (
     token_option,
     with_token,
 )
+from stages.shared.layout import VALIDATION
 from stages.shared.methods import CLSR_KD, METHODS, described
 from stages.transcribe.settings import FORMATS
 
@@ -106,7 +107,7 @@ def train_student_command(
 @click.option("--corpus", help="A further test corpus of the language, by name, instead of its own test split.")
 @click.option(
     "--split",
-    type=click.Choice(["test", "validation"]),
+    type=click.Choice(["test", VALIDATION]),
     default="test",
     show_default=True,
     help="What is decoded. Weights are chosen on the validation split, so that its rates are too good.",
@@ -125,7 +126,7 @@ def evaluate_command(
     ctx: click.Context, languages: list[str], token: str | None, device: str | None, **chosen: Any
 ) -> None:
     """Decode the test split, and write word and character error rates."""
-    from pipeline.commands.evaluate import VALIDATION, Request, evaluate
+    from pipeline.commands.evaluate import Request, evaluate
 
     if (chosen["model"] is None) != (chosen["name"] is None):
         raise click.UsageError("--model and --name go together: a model, and what it is called in the report")

@@ -8,11 +8,10 @@ from pipeline.commands.common import languages_or_all, load, say
 from pipeline.commands.train import joined, language_data, run_training
 from pipeline.errors import each
 from pipeline.params import Params
-from stages.shared.card.text import RESULT
+from stages.shared.layout import PROGRESS, RESULT
 from stages.shared.methods import FULL
 from stages.shared.subset import Fold
 from stages.train_student.processes import leave_processes
-from stages.train_student.run import PROGRESS
 
 TEACHER_POINTER = "teacher.json"  # stands in the adapted teacher's place where the teacher is used as it is
 

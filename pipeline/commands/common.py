@@ -11,6 +11,7 @@ from cache.resume import differences
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from pipeline.params import Params
+from stages.shared.layout import RESULT
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.subset import Fold
 from stages.shared.whisper.device import choose_device, keep_freed_memory, use_all_cores
@@ -75,7 +76,7 @@ def teacher_sources(params: Params, language: str) -> tuple[str, ...]:
         return (params.teacher.model,)
     folders = params.paths.adapted_teachers(language, adapt.folds)
     for number, folder in enumerate(folders, 1):
-        if not (folder / "training.json").exists():
+        if not (folder / RESULT).exists():
             raise PipelineError(
                 f"{folder}: no adapted teacher there, though teacher.adapt asks for one: run "
                 f"`pipeline adapt-teacher --lang {language}` first"
@@ -87,7 +88,7 @@ def teacher_sources(params: Params, language: str) -> tuple[str, ...]:
 
 def _check_fold(folder: AnyPath, fold: Fold, utterances: AnyPath) -> None:
     """Raises PipelineError where the teacher of a fold may have seen what it is to score."""
-    settings = read_json(folder / "training.json")["settings"]
+    settings = read_json(folder / RESULT)["settings"]
     found = {name: settings.get(name) for name in ("fold", "training_utterances")}
     fingerprint = ShardReader(utterances, "utterances").fingerprint()
     if differing := differences(found, {"fold": [fold.number, fold.count], "training_utterances": fingerprint}):

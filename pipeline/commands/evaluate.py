@@ -17,13 +17,12 @@ from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import Subject, changed_texts
 from stages.evaluate.run import evaluate as evaluate_split
+from stages.shared.layout import RESULT, VALIDATION
 from stages.shared.methods import METHODS
 from stages.shared.scoring import paired_interval
 from stages.shared.student.loading import LoadedModel, ModelSource, locate
 from stages.shared.whisper.languages import code_of, language_name
 from stages.shared.whisper.targets import use_token
-
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _base(params: Params, found: ModelSource) -> ModelSource:
 
 def _systems(params: Params, language: str) -> list[str]:
     """Returns the base, the baselines, the teacher, and every method with a finished student."""
-    trained = [m for m in METHODS if (params.paths.model([language], m) / "training.json").exists()]
+    trained = [m for m in METHODS if (params.paths.model([language], m) / RESULT).exists()]
     return ["base", *params.baselines, "teacher", *trained]
 
 
@@ -145,9 +144,9 @@ def _source(params: Params, language: str, system: str, request: Request) -> str
             say(f"{language} teacher: that of the first of {1 + len(others)} folds")
         return first
     folder = params.paths.model([language], system)
-    if not (folder / "training.json").exists():
+    if not (folder / RESULT).exists():
         raise PipelineError(
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
         )
     # one model of several languages lies in another folder
-    return str(read_json(folder / "training.json").get("model", folder))
+    return str(read_json(folder / RESULT).get("model", folder))

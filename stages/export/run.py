@@ -22,7 +22,7 @@ from stages.export.onnx import write_onnx
 from stages.export.plain import write_plain
 from stages.shared.card.measured import Measured
 from stages.shared.card.stored import tokens_of
-from stages.shared.card.text import CARD
+from stages.shared.layout import CARD
 from stages.shared.student.bundles import part_folders
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.student.packing import DTYPES, not_finite

@@ -13,16 +13,14 @@ from cache.errors import PipelineError
 from cache.files import read_json
 from stages.shared.card.measured import Measured
 from stages.shared.card.stored import card_of
-from stages.shared.card.text import CARD, RESULT, is_hub_id, with_measured
+from stages.shared.card.text import is_hub_id, with_measured
+from stages.shared.layout import CARD, CHECKPOINT, OF_TRAINING
 from stages.shared.student.adapters import ADAPTER
 from stages.shared.student.adapters import METADATA as LORA
 from stages.shared.student.bundles import METADATA as BUNDLE
 from stages.shared.student.experts import METADATA as EXPERTS
 from stages.shared.student.loading import locate
 
-CHECKPOINT = "checkpoint.safetensors"
-# What a training leaves behind: it names files of this machine, and no reader of the model needs it.
-OF_TRAINING = {RESULT, "progress.json", "curve.jsonl", "left_out.jsonl", CHECKPOINT}
 # One of these is in every folder that is trained or exported.
 MODELS = (EXPERTS, ADAPTER, BUNDLE, "config.json", "ggml-model.bin", "decoder.onnx")
 BASE_IN = (EXPERTS, LORA, BUNDLE)  # the files that name a base

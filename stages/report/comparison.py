@@ -11,9 +11,8 @@ from stages.report.published import Published, published
 from stages.report.results import Result, system_order_key
 from stages.report.runs import Runs
 from stages.report.verdict import verdict
+from stages.shared.layout import VALIDATION
 from stages.shared.scoring import interval
-
-VALIDATION = "validation"  # stands where a further test has its corpus, for `evaluate --split validation`
 
 
 @dataclass(frozen=True)

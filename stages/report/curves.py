@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 from cache.files import read_jsonl
 from cache.storage import AnyPath
 from stages.report.results import is_baseline, system_title, validated
+from stages.shared.layout import CURVE
 from stages.shared.whisper.languages import code_of
 
 COLUMNS = ("step", "epoch", "loss", "ce", "kd", "gate_mean", "validation_wer")
@@ -69,6 +70,6 @@ def missing_curves(curves: Curves, language: str, systems: list[str], models: An
     return [
         f"{path} is not there: the learning curve of {system_title(system)} is left out."
         for system in systems
-        for path in [models / language / system / "curve.jsonl"]
+        for path in [models / language / system / CURVE]
         if system != "teacher" and not is_baseline(system) and not curves.get((language, system))
     ]

@@ -5,11 +5,12 @@ from typing import Any
 
 from cache import files
 from cache.storage import AnyPath
-from stages.shared.card.text import CARD, CardFacts, card
+from stages.shared.card.text import CardFacts, card
+from stages.shared.layout import CARD
 from stages.shared.methods import Method, method_named
 from stages.shared.whisper.languages import language_name
 from stages.shared.whisper.models import Whisper
-from stages.shared.whisper.targets import token_of
+from stages.shared.whisper.targets import other_tokens
 
 KINDS = {"experts": "experts", "adapter": "adapter", "all": "whisper"}
 
@@ -25,14 +26,13 @@ def write_cards(
 
 def _facts(languages: Sequence[str], base: Whisper, result: Mapping[str, Any], licence: str | None) -> CardFacts:
     method = method_named(result["settings"]["method"])
-    tokens = {language: token_of(base.model, language) for language in languages}
     return CardFacts(
         title=_title(method, base, languages),
         kind=KINDS[method.trains],
         source=method.title,
         base=base.model_id,
         languages=languages,
-        tokens={language: token for language, token in tokens.items() if token != language},
+        tokens=other_tokens(base.model, languages),
         audio_window_s=base.audio_window_s,
         run=result,
         routed=method.trains == "experts",

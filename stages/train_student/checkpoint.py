@@ -9,11 +9,11 @@ from safetensors import SafetensorError, safe_open
 from cache.errors import PipelineError
 from cache.files import local_copy
 from cache.storage import AnyPath
+from stages.shared.layout import CHECKPOINT
 from stages.shared.whisper.weights import write_weights
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.trainee import Trainee
 
-NAME = "checkpoint.safetensors"
 # Each parameter counts its own steps: an expert whose layer was skipped takes none.
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -53,7 +53,7 @@ def _write(
     for name, parameter in trainee.parameters.items():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{part}/{name}": state[part] for part in _STATE if part in state}
-    write_weights(folder / NAME, {**tensors, **random}, {"position": json.dumps(asdict(position))})
+    write_weights(folder / CHECKPOINT, {**tensors, **random}, {"position": json.dumps(asdict(position))})
 
 
 def load(
@@ -63,7 +63,7 @@ def load(
 
     Raises PipelineError where the file cannot be read.
     """
-    path = folder / NAME
+    path = folder / CHECKPOINT
     if not path.exists():
         return Position()
     try:

@@ -13,6 +13,7 @@ from cache import files
 from cache.errors import PipelineError
 from cache.progress import Progress
 from cache.storage import AnyPath
+from stages.shared.layout import CURVE
 from stages.shared.prefetch import prefetch
 from stages.train_student import checkpoint
 from stages.train_student.batches import Batch
@@ -24,7 +25,6 @@ from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import TrainSettings
 from stages.train_student.trainee import Trainee
 
-CURVE = "curve.jsonl"
 Losses = dict[str, float]
 
 

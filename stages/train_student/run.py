@@ -17,7 +17,7 @@ from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
-from stages.shared.card.text import RESULT
+from stages.shared.layout import CHECKPOINT, LEFT_OUT, PROGRESS, RESULT
 from stages.shared.methods import method_named
 from stages.shared.student.experts import shared_of
 from stages.shared.student.metadata import base_metadata
@@ -42,7 +42,6 @@ from stages.train_student.validation import Validation, validate_languages
 
 # Raise it whenever the same shards, base and settings give other weights: work of another version is made again.
 TRAIN_VERSION = 1
-PROGRESS, LEFT_OUT = "progress.json", "left_out.jsonl"
 
 
 @dataclass(frozen=True)
@@ -294,5 +293,5 @@ def _claim(out: AnyPath, run_settings: dict[str, Any], left_out: list[dict[str, 
 
 
 def _remove_working_files(out: AnyPath) -> None:
-    for name in (PROGRESS, checkpoint.NAME):
+    for name in (PROGRESS, CHECKPOINT):
         (out / name).unlink(missing_ok=True)

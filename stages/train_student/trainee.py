@@ -19,7 +19,7 @@ from stages.shared.student.packing import rank_of
 from stages.shared.student.routing import Routing
 from stages.shared.whisper.models import Whisper
 from stages.shared.whisper.saving import save_whisper
-from stages.shared.whisper.targets import token_of
+from stages.shared.whisper.targets import other_tokens, token_of
 from stages.train_student.settings import TrainSettings
 from stages.train_student.start import Start, chosen_layers
 
@@ -104,8 +104,7 @@ class Trainee:
         Shared are an adapter, or a plain Whisper folder in float16 that any reader of Whisper models takes.
         """
         if self.adapter:
-            tokens = {language: token_of(self.whisper.model, language) for language in self.languages}
-            others = {language: token for language, token in tokens.items() if token != language}
+            others = other_tokens(self.whisper.model, self.languages)
             save_lora(self.adapter, out, {"languages": self.languages, "language_tokens": others, **config})
         elif self.student:
             for language, folder in folders.items():

@@ -9,10 +9,10 @@ from huggingface_hub import EvalResult
 
 from cache import files, storage
 from cache.storage import AnyPath
+from stages.shared.layout import VALIDATION
 from stages.shared.scoring import interval
 
 TASK = ("automatic-speech-recognition", "Automatic Speech Recognition")
-VALIDATION = "validation"
 RATES = {"wer": "WER", "cer": "CER"}
 
 

@@ -4,7 +4,8 @@ from transformers import AutoConfig
 
 from cache import files
 from cache.storage import AnyPath
-from stages.shared.card.text import CARD, CardFacts, card, training_of
+from stages.shared.card.text import CardFacts, card, training_of
+from stages.shared.layout import CARD
 from stages.shared.student.loading import ModelSource, locate
 from stages.shared.whisper.window import FULL_WINDOW_S, recorded_window
 

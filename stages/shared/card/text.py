@@ -11,11 +11,11 @@ from cache import files
 from cache.storage import AnyPath
 from stages.shared.card.measured import Measured, eval_results, section
 from stages.shared.card.snippets import OURS, OURS_WINDOW
+from stages.shared.layout import RESULT
 from stages.shared.methods import LORA, METHODS
 from stages.shared.whisper.languages import language_name
 from stages.shared.whisper.window import FULL_WINDOW_S
 
-CARD, RESULT = "README.md", "training.json"
 KINDS = {"whisper": "a Whisper", "experts": "experts (CLSR)", "adapter": "a LoRA adapter", "bundle": "a bundle"}
 OWN_LIBRARY = "whisper-offline-distillation"
 LIBRARIES = {"whisper": "transformers", "adapter": "peft"}  # as the hub's metadata names them

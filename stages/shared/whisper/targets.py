@@ -1,5 +1,6 @@
 """Makes target tokens and decoder inputs. Teacher and student both use these functions, so that theirs are equal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,12 @@ from stages.shared.whisper.timestamps import check_timestamps, is_timed, prompt_
 def token_of(model: WhisperForConditionalGeneration, language: str) -> str:
     """Returns the language whose token stands for `language` in the model's prompts: itself, or the one of `use_token`."""
     return (getattr(model.config, "language_tokens", None) or {}).get(language, language)
+
+
+def other_tokens(model: WhisperForConditionalGeneration, languages: Sequence[str]) -> dict[str, str]:
+    """Maps the languages that have no token of their own in prompts to the language whose token stands for them."""
+    tokens = {language: token_of(model, language) for language in languages}
+    return {language: token for language, token in tokens.items() if token != language}
 
 
 def use_token(model: WhisperForConditionalGeneration, language: str, token: str | None) -> None:

@@ -66,6 +66,7 @@ def test_trained_at_low_rank_without_gates_it_is_evaluated_and_described(here, m
 
 def test_the_checkpoint_is_as_small(here, monkeypatch, capsys):
     """Of three tensors of each trained one and its step: no frozen weight, no gate."""
+    from stages.shared.layout import CHECKPOINT
     from stages.train_student import checkpoint
 
     kept: list[Path] = []
@@ -73,7 +74,7 @@ def test_the_checkpoint_is_as_small(here, monkeypatch, capsys):
 
     def keep(folder, *others):
         write(folder, *others)
-        kept.append((folder / checkpoint.NAME).rename(here / "kept.safetensors"))
+        kept.append((folder / CHECKPOINT).rename(here / "kept.safetensors"))
 
     monkeypatch.setattr(checkpoint, "_write", keep)
     flags = ["--set", "train.expert_rank=4", "--set", "train.gates=none"]
