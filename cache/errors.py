@@ -1,4 +1,4 @@
-"""The one error type for anything that a user, a file or a configuration can cause, and the test for lack of memory."""
+"""The one error type for anything that a user, a file or a configuration can cause, and what such errors share."""
 
 import errno
 import re
@@ -12,6 +12,11 @@ _OUT_OF_MEMORY = re.compile(
 
 class PipelineError(ValueError):
     """An error that a user can mend. Its text is one line: what was found, what was expected, what to do."""
+
+
+def how_to_install(extra: str) -> str:
+    """Returns the command that brings an extra, in the project's folder: the package is on no index."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.utils import tokenize
 from upath.extensions import ProxyUPath
 
-from cache.errors import PipelineError
+from cache.errors import PipelineError, how_to_install
 
 # In these stores an upload is all or nothing: the object is absent or unchanged until the last byte has arrived.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -178,7 +178,7 @@ def _check_installed(protocol: str, url: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        needed = f"pip install -e '.[{extra}]'" if extra else str(error)
+        needed = how_to_install(extra) if extra else str(error)
         raise StorageError(f"{url}: the package for {protocol}:// is not installed: {needed}") from None
     except ValueError:
         raise StorageError(f"{url}: {protocol}:// is not known: expected s3://, gs:// or another of fsspec's") from None

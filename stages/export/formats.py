@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 
-from cache.errors import PipelineError
+from cache.errors import PipelineError, how_to_install
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -43,6 +43,5 @@ def check_installed(chosen: Format) -> None:
     """Raises PipelineError where a module that writes the format is not installed."""
     if missing := [name for name in chosen.needs if importlib.util.find_spec(name) is None]:
         raise PipelineError(
-            f"format '{chosen.name}': {', '.join(missing)} is not installed: "
-            "pip install -c constraints.txt -e '.[export]'"
+            f"format '{chosen.name}': {', '.join(missing)} is not installed: {how_to_install('export')}"
         )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cache import storage
-from cache.errors import PipelineError
+from cache.errors import PipelineError, how_to_install
 from cache.files import remove_temporaries
 from cache.locks import sole_writer
 from cache.progress import Progress, silent
@@ -87,9 +87,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise PipelineError(
-            "engine 'ray': Ray is not installed: pip install -c constraints.txt -e '.[cluster]'"
-        ) from None
+        raise PipelineError(f"engine 'ray': Ray is not installed: {how_to_install('cluster')}") from None
     if ray.is_initialized():
         yield ray
         return

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cache.errors import PipelineError
+from cache.errors import PipelineError, how_to_install
 from stages.train_student.processes import SINGLE_PROCESS, Processes
 from stages.train_student.settings import Tracker
 
@@ -66,7 +66,7 @@ def _begun(name: Tracker, run: str, folder: Path, settings: dict[str, Any]) -> A
 
     if not getattr(imports, f"is_{name}_available")():
         raise PipelineError(
-            f"train.track: {name} is not installed: pip install '{PROJECT}[{name}]', or take it out of train.track"
+            f"train.track: {name} is not installed: {how_to_install(name)}, or take it out of train.track"
         )
     of_all: dict[Tracker, dict[str, Any]] = {
         "tensorboard": {"run_name": run, "logging_dir": folder},

@@ -77,7 +77,10 @@ def test_join_takes_urls_and_absolute_paths_as_they_are():
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("gs://bucket/x", r"gs://bucket/x: the package for gs:// is not installed: pip install -e '.\[gcs\]'"),
+        (
+            "gs://bucket/x",
+            r"gs://bucket/x: the package for gs:// is not installed: pip install -c constraints.txt -e '.\[gcs\]'",
+        ),
         ("sftp://host/x", "sftp://host/x: the package for sftp:// is not installed: .*paramiko"),
         ("s4://bucket/x", "s4://bucket/x: s4:// is not known: expected s3://, gs:// or another"),
         ("S3://bucket/x", "S3:// is not known"),

@@ -133,7 +133,7 @@ def test_a_tracker_that_does_not_begin_ends_the_run_before_its_first_step(train,
 def test_a_tracker_that_is_not_installed_names_its_extra(train, monkeypatch):
     monkeypatch.setattr("accelerate.utils.imports.is_trackio_available", lambda: False)
     with pytest.raises(
-        PipelineError, match=r"trackio is not installed: pip install 'whisper-offline-distillation\[trackio\]'"
+        PipelineError, match=r"trackio is not installed: pip install -c constraints.txt -e '.\[trackio\]'"
     ):
         train("trackio")
 
