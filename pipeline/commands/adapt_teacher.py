@@ -1,6 +1,6 @@
 """pipeline adapt-teacher"""
 
-from cache.files import read_json, write_json
+from cache.files import write_json
 from cache.locks import sole_writer
 from cache.resume import Rerun, discard_if_changed
 from cache.storage import AnyPath
@@ -8,6 +8,7 @@ from pipeline.commands.common import languages_or_all, load, say
 from pipeline.commands.train import joined, language_data, run_training
 from pipeline.errors import each
 from pipeline.params import Params
+from stages.shared.facts import read_begun
 from stages.shared.layout import PROGRESS, RESULT
 from stages.shared.methods import FULL
 from stages.shared.subset import Fold
@@ -48,7 +49,7 @@ def _folds_in(out: AnyPath) -> int:
     for folder in (out, *sorted(out.glob("fold-*"), key=str)):
         for name in (RESULT, PROGRESS):
             if (folder / name).exists():
-                return int((read_json(folder / name)["settings"].get("fold") or [1, 1])[1])
+                return int((read_begun(folder / name)["settings"].get("fold") or [1, 1])[1])
     return 0
 
 

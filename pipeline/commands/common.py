@@ -6,11 +6,11 @@ import torch
 import transformers
 
 from cache.errors import PipelineError
-from cache.files import read_json
 from cache.resume import differences
 from cache.shards import ShardReader
 from cache.storage import AnyPath
 from pipeline.params import Params
+from stages.shared.facts import read_begun
 from stages.shared.layout import RESULT
 from stages.shared.student.loading import LoadedModel, ModelSource, load_model
 from stages.shared.subset import Fold
@@ -88,7 +88,7 @@ def teacher_sources(params: Params, language: str) -> tuple[str, ...]:
 
 def _check_fold(folder: AnyPath, fold: Fold, utterances: AnyPath) -> None:
     """Raises PipelineError where the teacher of a fold may have seen what it is to score."""
-    settings = read_json(folder / RESULT)["settings"]
+    settings = read_begun(folder / RESULT)["settings"]
     found = {name: settings.get(name) for name in ("fold", "training_utterances")}
     fingerprint = ShardReader(utterances, "utterances").fingerprint()
     if differing := differences(found, {"fold": [fold.number, fold.count], "training_utterances": fingerprint}):

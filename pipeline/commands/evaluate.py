@@ -8,7 +8,7 @@ import click
 import torch
 
 from cache.errors import PipelineError
-from cache.files import read_json, read_jsonl
+from cache.files import read_jsonl
 from cache.locks import sole_writer
 from cache.storage import AnyPath
 from pipeline.commands.common import chosen_device, languages_or_all, load_any, say, teacher_sources, token
@@ -17,7 +17,8 @@ from pipeline.params import Params
 from pipeline.progress import ProgressReport
 from stages.evaluate.run import Subject, changed_texts
 from stages.evaluate.run import evaluate as evaluate_split
-from stages.shared.layout import RESULT, VALIDATION
+from stages.shared.facts import read_begun
+from stages.shared.layout import RESULT, VALIDATION, rows_path
 from stages.shared.methods import METHODS
 from stages.shared.scoring import paired_interval
 from stages.shared.student.loading import LoadedModel, ModelSource, locate
@@ -104,7 +105,7 @@ def _check_untouched(
     base, base_out = _measure(params, load_any(_base(params, found), window), of_base, None, device)
     there = Subject(other, f"{subject.system}-of-{subject.language}", subject.source)
     metrics, out = _measure(params, model, there, None, device)
-    rows, of_base_rows = (read_jsonl(path.with_suffix(".utterances.jsonl")) for path in (out, base_out))
+    rows, of_base_rows = (read_jsonl(rows_path(path)) for path in (out, base_out))
     changed = changed_texts(rows, of_base_rows)
     name = language_name(code_of(other))
     if not changed:
@@ -149,4 +150,4 @@ def _source(params: Params, language: str, system: str, request: Request) -> str
             f"{folder}: no finished student there: run `pipeline train-student --lang {language} --method {system}` first"
         )
     # one model of several languages lies in another folder
-    return str(read_json(folder / RESULT).get("model", folder))
+    return str(read_begun(folder / RESULT).get("model", folder))

@@ -17,6 +17,7 @@ from stages.evaluate.words import expert_words, kept_shares
 from stages.shared import scoring
 from stages.shared.audio import SAMPLE_RATE, decode_flac
 from stages.shared.gate_use import GateUse
+from stages.shared.layout import rows_path
 from stages.shared.prefetch import prefetch
 from stages.shared.student.loading import LoadedModel
 from stages.shared.whisper.decode import Transcriber, Transcript
@@ -121,7 +122,7 @@ def _score(
 def _write(out: AnyPath, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Removes old metrics first and writes the new ones last, so that metrics never stand beside another run's rows."""
     out.unlink(missing_ok=True)
-    files.write_jsonl(out.with_suffix(".utterances.jsonl"), rows)
+    files.write_jsonl(rows_path(out), rows)
     files.write_json(out, metrics)
 
 

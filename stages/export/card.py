@@ -7,8 +7,9 @@ from stages.export.fold import Fold
 from stages.export.formats import ONNX, Format
 from stages.shared.card.measured import Measured, section
 from stages.shared.card.snippets import about_window, snippet
-from stages.shared.card.text import CardFacts, cell, training_of
+from stages.shared.card.text import CardFacts, cell
 from stages.shared.card.text import card as card_text
+from stages.shared.facts import read_training
 from stages.shared.student.loading import ModelSource
 from stages.shared.whisper.window import FULL_WINDOW_S
 
@@ -48,7 +49,7 @@ def card(written: Written) -> str:
         tokens=written.tokens,
         audio_window_s=written.audio_window_s,
         library=written.format.library,
-        run=training_of(written.found.folder),
+        run=read_training(written.found.folder),
         how=_how(written),
         routed=written.found.kind == "experts" and written.format == ONNX,
         rows=[("format", f"{written.format.name}, {written.precision}")],

@@ -11,7 +11,7 @@ from stages.report.published import Published, published
 from stages.report.results import Result, system_order_key
 from stages.report.runs import Runs
 from stages.report.verdict import verdict
-from stages.shared.layout import VALIDATION
+from stages.shared.layout import VALIDATION, rows_path
 from stages.shared.scoring import interval
 
 
@@ -145,7 +145,7 @@ def _notes(lines: list[Line], base: Result | None) -> list[str]:
 
 def _missing_rows(result: Result) -> str:
     also = "those of all differences" if result.metrics.system == "base" else "that of its difference"
-    file = result.utterances_path.name
+    file = rows_path(result.path).name
     return f"{file} is not there: the interval of {result.name}, {also} and the examples are left out."
 
 

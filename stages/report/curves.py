@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from cache.files import read_jsonl
 from cache.storage import AnyPath
-from stages.report.results import is_baseline, system_title, validated
+from stages.report.results import is_baseline, system_title
+from stages.shared.facts import validated
 from stages.shared.layout import CURVE
 from stages.shared.whisper.languages import code_of
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from stages.report.lead import Lead
 from stages.report.results import Result, is_baseline
+from stages.shared.layout import rows_path
 from stages.shared.scoring import paired_interval
 
 
@@ -42,7 +43,7 @@ def not_comparable(a: Result, b: Result, lead: Lead) -> str:
             return f"the {what} is {found} for {a.name}, {other} for {b.name}"
     for result in (a, b):
         if not result.rows:
-            return f"{result.utterances_path.name} is not there"
+            return f"{rows_path(result.path).name} is not there"
     return _other_utterances(a, b, lead)
 
 

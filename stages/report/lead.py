@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.report.results import Metrics
+from stages.shared.facts import Metrics
 from stages.shared.whisper.languages import WITHOUT_SPACES, code_of
 
 

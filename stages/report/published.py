@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from stages.report.results import Metrics, is_baseline
-from stages.report.runs import Data, Run
+from stages.report.results import is_baseline
+from stages.report.runs import Run
+from stages.shared.facts import Data, Metrics
 from stages.shared.methods import METHODS
 
 STUDENT, TEACHER = "openai/whisper-small", "openai/whisper-large-v2"

@@ -3,82 +3,15 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, ValidationError
+from typing import Any
 
 from cache.errors import PipelineError
-from cache.files import read_json, read_jsonl
 from cache.storage import AnyPath
+from stages.shared.facts import Metrics, read_metrics, read_rows
 from stages.shared.methods import METHODS
 from stages.shared.whisper.languages import code_of
 
 SYSTEM_ORDER = ("base", "teacher", *METHODS)
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Amount = Annotated[FiniteFloat, Field(ge=0)]
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Percent = Annotated[int, Field(ge=0, le=100)]
-LayerName = Annotated[str, StringConstraints(pattern=r"^(encoder|decoder)\.layers\.\d+$")]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Unscored(BaseModel):
-    id: str
-    reason: str
-
-
-class Metrics(BaseModel):
-    language: str
-    system: str
-    corpus: str
-    split: str
-    corpus_utterances: Count | None = None  # of the corpus' split, before any was left out; None: not known
-    normaliser: str
-    utterances: Positive
-    words: Positive
-    characters: Count
-    hits: Count
-    substitutions: Count
-    deletions: Count
-    insertions: Count
-    wer: Amount
-    cer: Amount
-    basic_wer: Amount | None  # None: nothing was left of the references
-    basic_cer: Amount | None
-    raw_wer: Amount
-    raw_cer: Amount
-    audio_seconds: Amount
-    seconds: Amount
-    audio_window_s: Amount
-    dtype: str
-    model: str
-    loops: Count
-    cut_loops: bool
-    unended: Count
-    gates: dict[LayerName, Share]
-    unscored: list[Unscored]
-
-
-class Utterance(BaseModel):
-    """The fields that the report needs of a row. Other fields are kept."""
-
-    id: str
-    group: str = ""
-    seconds: Amount | None = None
-    reference: str
-    hypothesis: str
-    words: Count
-    word_errors: Count
-    characters: Count
-    character_errors: Count
-    substitutions: Count
-    deletions: Count
-    insertions: Count
-    looped: bool = False
-    unended: bool = False
-    expert_words: list[Percent] | None = None  # by word of the hypothesis as it is written
 
 
 @dataclass(frozen=True)
@@ -114,10 +47,6 @@ class Result:
     def further(self) -> str:
         """Names the further test corpus, '' for the language's own."""
         return self.path.stem.partition("@")[2]
-
-    @property
-    def utterances_path(self) -> AnyPath:
-        return self.path.with_suffix(".utterances.jsonl")
 
 
 def read_results(metrics: AnyPath) -> list[Result]:
@@ -169,39 +98,10 @@ def _by_number(entry: str) -> tuple[tuple[int, str], ...]:
 
 
 def _read_result(path: AnyPath) -> Result:
-    metrics = validated(Metrics, read_json(path), str(path))
+    metrics = read_metrics(path)
     for field, value in {"language": code_of(path.parent.name), "system": path.stem.partition("@")[0]}.items():
         if (found := getattr(metrics, field)) != value:
             raise PipelineError(
                 f"{path}: {field} is {found!r}, expected {value!r} from the file's place; evaluate again"
             )
-    result = Result(metrics, None, path)
-    if not result.utterances_path.exists():
-        return result
-    return Result(metrics, _read_rows(result), path)
-
-
-def _read_rows(result: Result) -> list[dict[str, Any]]:
-    path = result.utterances_path
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, start=1):
-        validated(Utterance, row, f"{path}, line {number}")
-    if len({row["id"] for row in rows}) < len(rows):
-        raise PipelineError(f"{path}: field 'id': the same id occurs twice, expected distinct ids; evaluate again")
-    found = len(rows), sum(row["words"] for row in rows)
-    if found != (expected := (result.metrics.utterances, result.metrics.words)):
-        raise PipelineError(
-            f"{path}: {found[0]} utterances with {found[1]} words, expected {expected[0]} with {expected[1]} "
-            f"as in {result.path.name}; evaluate again"
-        )
-    return rows
-
-
-def validated(model: type[Model], value: Any, where: str) -> Model:
-    """Raises PipelineError naming the place and the first field that is missing or wrong."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        raise PipelineError(f"{where}: field {field!r}: {first['msg']}; make the file again") from None
+    return Result(metrics, read_rows(path, metrics), path)

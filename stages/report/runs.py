@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from cache.files import read_json
 from cache.storage import AnyPath
-from stages.report.results import Count, validated
+from stages.shared.facts import Count, Data, validated
 from stages.shared.methods import METHODS
 
 
@@ -16,16 +16,6 @@ class RunSettings(BaseModel):
     batch_size: Count
     accumulate: Count
     processes: Count = 1
-
-
-class Data(BaseModel):
-    """The training data of one language."""
-
-    corpus: str | None
-    corpus_utterances: Count  # of the corpus' training split, before any was left out or not selected
-    subset: str | None
-    teacher: str | None
-    targets: str | None
 
 
 class Run(BaseModel):

@@ -6,6 +6,7 @@ from typing import Any
 from cache import files
 from cache.storage import AnyPath
 from stages.shared.card.text import CardFacts, card
+from stages.shared.facts import Training
 from stages.shared.layout import CARD
 from stages.shared.methods import Method, method_named
 from stages.shared.whisper.languages import language_name
@@ -34,7 +35,7 @@ def _facts(languages: Sequence[str], base: Whisper, result: Mapping[str, Any], l
         languages=languages,
         tokens=other_tokens(base.model, languages),
         audio_window_s=base.audio_window_s,
-        run=result,
+        run=Training.model_validate(result),
         routed=method.trains == "experts",
         licence=licence,
     )

@@ -17,6 +17,7 @@ from cache.records import TARGET_COUNTS, TEACHER
 from cache.resume import Rerun, discard_if_changed, plain
 from cache.shards import ShardReader
 from cache.storage import AnyPath
+from stages.shared.facts import read_begun
 from stages.shared.layout import CHECKPOINT, LEFT_OUT, PROGRESS, RESULT
 from stages.shared.methods import method_named
 from stages.shared.student.experts import shared_of
@@ -275,7 +276,7 @@ def _finished(
         found = None
         for name in (RESULT, PROGRESS):
             if (folder / name).exists():
-                earlier = files.read_json(folder / name)
+                earlier = read_begun(folder / name)
                 if not discard_if_changed(folder, earlier["settings"], run_settings, rerun) and name == RESULT:
                     found = earlier
         results.append(found)

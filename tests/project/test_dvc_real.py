@@ -57,6 +57,7 @@ connection.connect(ADDRESS)
 socket.send_fds(connection, [json.dumps([sys.argv, os.getcwd()]).encode()], [0, 1, 2])
 sys.exit(int(connection.recv(16) or 1))
 """
+# Laid over the default parameters, so that no name that dvc.yaml asks for is missing
 PARAMS = {
     "languages": {"gl": {"corpus": {"corpus": "manifest", "path": "recordings/rows.csv"}}},
     "further_tests": {},
@@ -91,7 +92,9 @@ class Project:
             split = {0: "test", 1: "validation"}.get(number, "train")
             lines.append(f'{number}.wav,"{TEXTS[number % len(TEXTS)]} {number}",{split}')
         (folder / "recordings/rows.csv").write_text("\n".join(lines), encoding="utf-8")
-        YAML().dump(PARAMS, folder / "params.yaml")
+        default = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        train = {**default["train"], **PARAMS["train"]}
+        YAML().dump({**default, **PARAMS, "train": train}, folder / "params.yaml")
         (folder / "bin").mkdir()
         self.address = Path(tempfile.mkdtemp()) / "socket"  # whose name may not be long
         write_command(folder / "bin/pipeline", CLIENT.replace("ADDRESS", repr(str(self.address))), "-S")

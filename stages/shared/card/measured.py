@@ -7,8 +7,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from cache import files, storage
+from cache import storage
 from cache.storage import AnyPath
+from stages.shared.facts import Metrics, read_metrics, read_rows
 from stages.shared.layout import VALIDATION
 from stages.shared.scoring import interval
 
@@ -18,41 +19,37 @@ RATES = {"wer": "WER", "cer": "CER"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One result of `evaluate`. Rates are fractions, None where there is none. own: of the model, not of a base."""
+    """One result of `evaluate`. own: of the model, not of a base."""
 
     system: str
     own: bool
-    facts: dict[str, Any]  # what the metrics file holds
+    facts: Metrics
     intervals: dict[str, tuple[float, float]]  # rate -> 95 % interval, where the utterances' rows are there
 
     @property
     def place(self) -> tuple[str, str, str]:
-        return self.facts["language"], self.facts["corpus"], self.facts["split"]
+        return self.facts.language, self.facts.corpus, self.facts.split
 
 
 def find_measured(metrics: AnyPath, model: str) -> list[Measured]:
     """Returns the results of `model` (a folder or a hub id) in the folder `metrics`, then the bases' on these splits."""
     found = []
     for path in sorted(metrics.glob("*/*.json"), key=str):
-        if isinstance(facts := files.read_json(path), dict) and _is_metrics(facts):
-            own = _place(str(facts["model"])) == _place(model)
-            if own or str(facts["system"]).partition("-")[0] == "base":
-                found.append((path, own, facts))
+        facts = read_metrics(path)
+        own = _place(facts.model) == _place(model)
+        if own or facts.system.partition("-")[0] == "base":
+            found.append((path, own, facts))
     places = {_split_of(facts) for _, own, facts in found if own}
     found.sort(key=lambda one: not one[1])
     return [
-        Measured(facts["system"], own, facts, _intervals(path) if own else {})
+        Measured(facts.system, own, facts, _intervals(path, facts) if own else {})
         for path, own, facts in found
         if _split_of(facts) in places
     ]
 
 
-def _is_metrics(facts: dict[str, Any]) -> bool:
-    return {"model", "system", "language", "corpus", "split", "utterances", *RATES} <= facts.keys()
-
-
-def _split_of(facts: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(facts[name] for name in ("language", "corpus", "split", "utterances"))
+def _split_of(facts: Metrics) -> tuple[str, str, str, int]:
+    return facts.language, facts.corpus, facts.split, facts.utterances
 
 
 def _place(model: str) -> str:
@@ -61,12 +58,9 @@ def _place(model: str) -> str:
     return str(place.resolve()) if isinstance(place, Path) and place.exists() else str(place)
 
 
-def _intervals(path: AnyPath) -> dict[str, tuple[float, float]]:
-    rows_path = path.with_suffix(".utterances.jsonl")
-    if not rows_path.exists():
-        return {}
-    rows = list(files.read_jsonl(rows_path))
-    return {rate: interval(rows, rate) for rate in RATES}
+def _intervals(path: AnyPath, facts: Metrics) -> dict[str, tuple[float, float]]:
+    rows = read_rows(path, facts)
+    return {} if rows is None else {rate: interval(rows, rate) for rate in RATES}
 
 
 def section(measured: Sequence[Measured]) -> str:
@@ -87,37 +81,35 @@ def section(measured: Sequence[Measured]) -> str:
         facts = one.facts
         name = "**this model**" if one.own else f"{one.system}, not trained"
         rates = [_rate(one, rate) for rate in RATES]
-        cells = [*map(str, one.place), f"{facts['utterances']:,}", *rates, _seconds(facts), facts.get("dtype", "")]
+        cells = [*map(str, one.place), f"{facts.utterances:,}", *rates, _seconds(facts), facts.dtype]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join([*lines, "", *_notes([one.facts for one in measured if one.own])])
 
 
 def _rate(one: Measured, rate: str) -> str:
-    if (value := one.facts[rate]) is None:
-        return "-"
+    value = getattr(one.facts, rate)
     low, high = one.intervals.get(rate, (value, value))
     return f"{100 * value:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if rate in one.intervals else "")
 
 
-def _seconds(facts: dict[str, Any]) -> str:
-    return f"{facts['audio_window_s']} s" if "audio_window_s" in facts else ""
+def _seconds(facts: Metrics) -> str:
+    return f"{facts.audio_window_s:g} s"
 
 
-def _notes(own: list[dict[str, Any]]) -> Iterator[str]:
-    normalisers = sorted({str(facts["normaliser"]) for facts in own if facts.get("normaliser")})
-    if normalisers:
+def _notes(own: list[Metrics]) -> Iterator[str]:
+    if normalisers := sorted({facts.normaliser for facts in own}):
         yield f"- Normaliser: {', '.join(normalisers)}. It takes out capitals and punctuation."
     for facts in own:
-        where = f"{facts['corpus']}, {facts['split']}"
-        if facts["split"] == VALIDATION:
+        where = f"{facts.corpus}, {facts.split}"
+        if facts.split == VALIDATION:
             yield f"- {where}: the weights were chosen on this split, so that its rates are too good."
-        if facts.get("loops") or facts.get("unended"):
+        if facts.loops or facts.unended:
             yield (
-                f"- {where}: of {facts['utterances']:,} texts {facts.get('loops', 0):,} repeated themselves, and "
-                f"{facts.get('unended', 0):,} did not end."
+                f"- {where}: of {facts.utterances:,} texts {facts.loops:,} repeated themselves, and "
+                f"{facts.unended:,} did not end."
             )
-        if gates := facts.get("gates"):
-            yield f"- {where}: the expert took {', '.join(_gate_use(gates))}."
+        if facts.gates:
+            yield f"- {where}: the expert took {', '.join(_gate_use(facts.gates))}."
 
 
 def _gate_use(gates: dict[str, float]) -> Iterator[str]:
@@ -132,9 +124,9 @@ def eval_results(measured: Sequence[Measured]) -> list[EvalResult]:
     for one in measured:
         language, corpus, split = one.place
         for rate, name in RATES.items():
-            if not one.own or split == VALIDATION or one.facts[rate] is None:
+            if not one.own or split == VALIDATION:
                 continue
-            details: dict[str, Any] = {"normaliser": one.facts.get("normaliser"), "window": _seconds(one.facts)}
+            details: dict[str, Any] = {"normaliser": one.facts.normaliser, "window": _seconds(one.facts)}
             if rate in one.intervals:
                 details["confidence_interval_95"] = [round(100 * end, 2) for end in one.intervals[rate]]
             results.append(
@@ -147,7 +139,7 @@ def eval_results(measured: Sequence[Measured]) -> list[EvalResult]:
                     dataset_split=split,
                     metric_type=rate,
                     metric_name=name,
-                    metric_value=round(100 * one.facts[rate], 2),
+                    metric_value=round(100 * getattr(one.facts, rate), 2),
                     metric_args=details,
                 )
             )

@@ -4,7 +4,8 @@ from transformers import AutoConfig
 
 from cache import files
 from cache.storage import AnyPath
-from stages.shared.card.text import CardFacts, card, training_of
+from stages.shared.card.text import CardFacts, card
+from stages.shared.facts import read_training
 from stages.shared.layout import CARD
 from stages.shared.student.loading import ModelSource, locate
 from stages.shared.whisper.window import FULL_WINDOW_S, recorded_window
@@ -29,7 +30,7 @@ def card_of(found: ModelSource, title: str) -> str:
         languages=found.languages,
         tokens=tokens_of(found),
         audio_window_s=window,
-        run=training_of(found.folder),
+        run=read_training(found.folder),
         routed=found.kind in ("experts", "bundle"),
     )
     return card(facts)

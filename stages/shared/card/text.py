@@ -1,18 +1,16 @@
 """Writes a card: what the model is, what it was trained on, how to run it, what was measured, and what it is bad at."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from cache import files
-from cache.storage import AnyPath
 from stages.shared.card.measured import Measured, eval_results, section
 from stages.shared.card.snippets import OURS, OURS_WINDOW
-from stages.shared.layout import RESULT
-from stages.shared.methods import LORA, METHODS
+from stages.shared.facts import Training
+from stages.shared.methods import LORA, method_named
 from stages.shared.whisper.languages import language_name
 from stages.shared.whisper.window import FULL_WINDOW_S
 
@@ -34,8 +32,8 @@ class CardFacts:
     """What a card tells.
 
     source: what the model was made from: the method, or the folder or hub id. base: of experts and adapters, or what was
-    fine-tuned. tokens: language -> the other language whose token stands for it in prompts. run: what training.json holds,
-    {} if it is not known. how: the lines that run the model; None: those of this project. routed: other languages go
+    fine-tuned. tokens: language -> the other language whose token stands for it in prompts. run: the training's facts,
+    None if they are not known. how: the lines that run the model; None: those of this project. routed: other languages go
     through the base's own blocks. rows: further rows of the table. sections: further sections, whole.
     """
 
@@ -47,7 +45,7 @@ class CardFacts:
     tokens: Mapping[str, str]
     audio_window_s: int
     library: str | None = None
-    run: Mapping[str, Any] = field(default_factory=dict)
+    run: Training | None = None
     how: str | None = None
     routed: bool = False
     rows: Sequence[tuple[str, str]] = ()
@@ -111,9 +109,9 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).is_dir()
 
 
-def corpora_of(run: Mapping[str, Any]) -> list[str]:
+def corpora_of(run: Training | None) -> list[str]:
     """Returns the names of the corpora of a training."""
-    return list(dict.fromkeys(str(one["corpus"]) for one in run.get("data", {}).values() if one.get("corpus")))
+    return list(dict.fromkeys(one.corpus for one in run.data.values() if one.corpus)) if run else []
 
 
 def _table(facts: CardFacts) -> str:
@@ -135,21 +133,20 @@ def cell(text: str) -> str:
     return "".join(char if char.isprintable() and char not in '|`"\\' else " " for char in text)
 
 
-def _training(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _training(run: Training | None) -> Iterator[tuple[str, str]]:
     if not run:
         return
-    settings = run["settings"]
     corpora = [f"{cell(one)}{_licence_of(one)}" for one in corpora_of(run)]
-    yield "data", f"{', '.join(corpora) or 'not named'}; {run['training_utterances']:,} utterances in training"
-    if said := run.get("teacher_targets"):
-        yield "words of the teacher", f"the targets of {said:,} of these utterances"
-    if teachers := sorted({str(one["teacher"]) for one in run.get("data", {}).values() if one.get("teacher")}):
+    yield "data", f"{', '.join(corpora) or 'not named'}; {run.training_utterances:,} utterances in training"
+    if run.teacher_targets:
+        yield "words of the teacher", f"the targets of {run.teacher_targets:,} of these utterances"
+    if teachers := sorted({one.teacher for one in run.data.values() if one.teacher}):
         yield "teacher", ", ".join(f"`{cell(one)}`" for one in teachers)
-    yield "training", f"{METHODS[settings['method']].title}, {run['steps']:,} steps, seed {settings['seed']}"
+    yield "training", f"{method_named(run.settings.method).title}, {run.steps:,} steps, seed {run.settings.seed}"
     yield (
         "validation WER",
-        f"{100 * run['best_validation_wer']:.1f} % on {run['validation_utterances']:,} utterances, by which the weights of "
-        f"step {run['best_step']:,} were chosen",
+        f"{100 * run.best_validation_wer:.1f} % on {run.validation_utterances:,} utterances, by which the weights of "
+        f"step {run.best_step:,} were chosen",
     )
 
 
@@ -177,15 +174,9 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"It was trained on {', '.join(map(cell, corpora))} alone. Expect more errors on other speech: other microphones, "
             "noise, free talk, accents."
         )
-    if facts.run and not facts.run["settings"].get("timestamps"):
+    if facts.run and not facts.run.settings.timestamps:
         yield "It was trained without timestamps: nobody has checked the times that it writes as tokens."
     if facts.audio_window_s < FULL_WINDOW_S:
         yield f"It knows windows of {facts.audio_window_s} s. In a longer window it says other things than were measured."
     yield "As any Whisper it may write words where nobody speaks, and repeat itself."
     yield "The error rates do not judge capitals and punctuation. Read a text before you publish it."
-
-
-def training_of(folder: AnyPath) -> dict[str, Any]:
-    """Returns what training.json in the model's folder holds, {} where there is none."""
-    path = folder / RESULT
-    return files.read_json(path) if path.exists() else {}

@@ -11,8 +11,11 @@ from export_makers import make_experts, make_lora
 from hub import Hub, serving, use
 from huggingface_hub import ModelCard
 from makers import make_utterance, run_captured
+from metrics_files import write_metrics
 
+from cache.files import read_json
 from stages.shared.audio import decode_flac
+from stages.shared.scoring import NORMALISER
 from stages.shared.student.loading import load_model
 
 REPOSITORY = "someone/whisper-cs"
@@ -36,24 +39,24 @@ def adapter(tiny_whisper: Path, hub: Hub) -> Path:
     (folder / "lora.json").write_text(json.dumps(facts | {"base": "someone/base"}))
     (folder / "curve.jsonl").write_text('{"step": 1}\n')
     (folder / "left_out.jsonl").write_text('{"id": "secret/recording"}\n')
-    write_metrics("lora", str(folder), wer=0.25)
-    write_metrics("base-30s", "someone/base", wer=0.75)
-    write_metrics("other", "models/cs/other", wer=0.99)
+    measured("lora", str(folder), 1)
+    measured("base-30s", "someone/base", 3)
+    measured("other", "models/cs/other", 4)
     return folder
 
 
-def write_metrics(system: str, model: str, wer: float, language: str = "cs") -> None:
-    facts = {"model": model, "system": system, "language": language, "corpus": "made", "split": "test", "utterances": 4}
-    facts |= {"wer": wer, "cer": wer / 2, "normaliser": "basic 1", "audio_window_s": 1, "dtype": "float32"}
-    facts |= {"loops": 1, "unended": 2, "gates": {"encoder.layers.0": 0.25, "decoder.layers.0": 0.75}}
+def measured(system: str, model: str, wrong: int, language: str = "cs") -> Path:
+    """Plants metrics of four texts, in each of which `wrong` of four words are wrong."""
+    words = ["jedna", "dva", "tři", "čtyři"]
+    texts = [(" ".join(words), " ".join(["ne"] * wrong + words[wrong:]))] * 4
+    facts = {
+        "audio_window_s": 1,
+        "loops": 1,
+        "unended": 2,
+        "gates": {"encoder.layers.0": 0.25, "decoder.layers.0": 0.75},
+    }
     path = Path("metrics") / language / f"{system}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts))
-    rows = [
-        {"id": str(n), "words": 4, "word_errors": 4 * wer, "characters": 8, "character_errors": 4 * wer}
-        for n in range(4)
-    ]
-    path.with_suffix(".utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_metrics(path, texts, language=language, model=model, corpus="made", **facts)
 
 
 def push(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -89,29 +92,36 @@ def test_the_card_has_the_rates_their_intervals_and_the_base_beside_them(adapter
     assert results["wer"].metric_value == 25.0
     assert results["wer"].metric_args == {
         "confidence_interval_95": [25.0, 25.0],
-        "normaliser": "basic 1",
+        "normaliser": NORMALISER,
         "window": "1 s",
     }
     assert (results["cer"].dataset_config, results["cer"].dataset_split) == ("cs", "test")
-    assert (
-        "| **this model** | cs | made | test | 4 | 25.0 (25.0 to 25.0) | 12.5 (12.5 to 12.5) | 1 s | float32 |"
-        in card.text
-    )
-    assert "| base-30s, not trained | cs | made | test | 4 | 75.0 | 37.5 | 1 s | float32 |" in card.text
+    own, base = (f"{100 * read_json(Path(f'metrics/cs/{name}.json'))['cer']:.1f}" for name in ("lora", "base-30s"))
+    row = f"| **this model** | cs | made | test | 4 | 25.0 (25.0 to 25.0) | {own} ({own} to {own}) | 1 s | float32 |"
+    assert row in card.text
+    assert f"| base-30s, not trained | cs | made | test | 4 | 75.0 | {base} | 1 s | float32 |" in card.text
     assert "of 4 texts 1 repeated themselves, and 2 did not end" in card.text
     assert "25 % of the tokens in the encoder's layers, 75 % of the tokens in the decoder's" in card.text
-    assert "99.0" not in card.text and 'load_model("someone/whisper-cs")' in card.text
+    assert "100.0" not in card.text and 'load_model("someone/whisper-cs")' in card.text
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"model": 5}'])
+def test_damaged_metrics_are_refused_and_nothing_is_sent(text, adapter, hub, monkeypatch, capsys):
+    Path("metrics/cs/lora.json").write_text(text)
+    status, _, error = push(monkeypatch, capsys, str(adapter), REPOSITORY, "--yes")
+    assert status == 1 and "metrics/cs/lora.json: field" in error.splitlines()[-1]
+    assert hub.files(REPOSITORY) is None
 
 
 def test_a_card_that_was_edited_keeps_its_words_and_gets_new_rates(adapter, hub, monkeypatch, capsys):
     assert push(monkeypatch, capsys, str(adapter), REPOSITORY, "--yes")[0] == 0
     card = hub.root / REPOSITORY / "README.md"
     (adapter / "README.md").write_text(card.read_text().replace("## How to run it", "My words.\n\n## How to run it"))
-    write_metrics("lora", str(adapter), wer=0.5)
+    measured("lora", str(adapter), 2)
     assert push(monkeypatch, capsys, str(adapter.resolve()), REPOSITORY, "--yes")[0] == 0
     text = card.read_text()
     assert "My words." in text and "| 4 | 50.0 (50.0 to 50.0) |" in text and "| 4 | 25.0" not in text
-    assert [one.metric_value for one in ModelCard(text).data.eval_results] == [50.0, 25.0]
+    assert ModelCard(text).data.eval_results[0].metric_value == 50.0
 
 
 def test_what_the_repository_has_besides_is_told_and_kept(adapter, hub, monkeypatch, capsys):

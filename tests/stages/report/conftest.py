@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 from makers import make_utterance
+from metrics_files import write_metrics
 
 from cache.shards import ShardWriter
 from stages.report.published import CV13
 from stages.report.run import write_report
 from stages.report.settings import ReportSettings
 from stages.report.sources import Sources
-from stages.shared.scoring import NORMALISER, score, totals
 
 SENTENCE = "jedna dva tři čtyři pět"
 
@@ -42,24 +42,9 @@ class Tree:
         return records
 
     def system(self, system, wrong, language="cs", corpus="fish", further=False, texts=None, **changes):
-        rows = [
-            {"id": f"u{i:02d}", "group": "g", "seconds": 2.0, "reference": reference, "hypothesis": hypothesis}
-            | score(reference, hypothesis, language)
-            for i, (reference, hypothesis) in enumerate(texts or [(SENTENCE, spoilt(count)) for count in wrong])
-        ]
-        fields = {
-            "language": language, "system": system, "corpus": corpus, "split": "test", "normaliser": NORMALISER, **totals(rows),
-            "audio_seconds": 2.0 * len(rows), "seconds": 0.5 * len(rows), "audio_window_s": 7.0, "dtype": "float32",
-            "model": "openai/whisper-base", "loops": 0, "cut_loops": True, "unended": 0, "gates": {}, "unscored": [],
-        }  # fmt: skip
-        for row, own in zip(rows, changes.pop("rows", [{}] * len(rows)), strict=True):
-            row.update(own)
         path = self.metrics / language / (f"{system}@{corpus}.json" if further else f"{system}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(fields | changes), encoding="utf-8")
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        path.with_suffix(".utterances.jsonl").write_text(lines, encoding="utf-8")
-        return path
+        pairs = texts or [(SENTENCE, spoilt(count)) for count in wrong]
+        return write_metrics(path, pairs, language=language, system=system, corpus=corpus, **changes)
 
     def run(
         self, method, language="cs", utterances=9_990, subset="10k", base="openai/whisper-small", window=30, **data

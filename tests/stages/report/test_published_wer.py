@@ -11,8 +11,8 @@ import pytest
 
 from cache.errors import PipelineError
 from stages.report.published import CV13, published
-from stages.report.results import Metrics
 from stages.report.runs import read_runs
+from stages.shared.facts import Metrics
 from stages.shared.methods import METHODS
 
 SMALL, LARGE = "openai/whisper-small", "openai/whisper-large-v2"
