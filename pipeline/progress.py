@@ -20,6 +20,7 @@ class ProgressReport:
         self.title, self.unit = title, unit
         self.started = self.last_line = time.monotonic()
         self.first: int | None = None
+        self.shown: tuple[int, int] | None = None
         self.bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (
@@ -52,8 +53,8 @@ class ProgressReport:
         note = f"{speed:.1f} {self.unit}/s{', ' + note if note else ''}"
         if self.bar:
             self.bar.update(self.task, completed=done, total=total, note=note)
-        elif done == total or time.monotonic() - self.last_line >= LINE_EVERY_S:
-            self.last_line = time.monotonic()
+        elif self.shown != (done, total) and (done == total or time.monotonic() - self.last_line >= LINE_EVERY_S):
+            self.shown, self.last_line = (done, total), time.monotonic()
             left = f", {_clock((total - done) / speed)} left" if speed and done < total else ""
             print(f"{self.title}: {done}/{total} {self.unit}, {note}{left}", file=sys.stderr, flush=True)
 

@@ -319,7 +319,8 @@ def test_the_commands_one_after_the_other(pipeline, tiny_whisper, utterances):
     assert cached.status == 0, cached.err
     lines = cached.err.splitlines()
     assert lines[0] == f"{tiny_whisper}: local folder"
-    assert any(line.startswith("teacher-cache cs: 9/9 utterances, ") and "utterances/s" in line for line in lines)
+    (last,) = (line for line in lines if line.startswith("teacher-cache cs: 9/9 utterances, "))
+    assert "utterances/s" in last
     manifest = json.loads(Path("data/teacher/cs/train/manifest.json").read_text())
     assert lines[-1].startswith(f"data/teacher/cs/train: 9 utterances, {manifest['tokens']} tokens, ")
     assert lines[-1].endswith(f" bytes per token, teacher's own WER {100 * manifest['teacher_wer']:.1f} %")
