@@ -10,6 +10,7 @@ Kind = Literal["teacher", "cache", "search", "student", "system"]
 STEPS, SEARCH_STEPS, SEARCH_SEED, SEEDS = 250, 96, 99, (0, 1, 2)
 LANGUAGE, OTHER = "cs", "nl"
 RATES = {"full": (2e-5, 5e-5, 1e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3), "clsr": (1e-4, 3e-4, 1e-3)}
+RATES |= {f"{name}-kd": rates for name, rates in RATES.items()}  # each method has its own
 FRACTIONS = {"quarter": 0.25, "half": 0.5, "all": 1.0}
 SCARCE = FRACTIONS["quarter"]
 # Forward KL with less weight on the words won over the paper's loss in each of six pairs of runs
@@ -89,6 +90,7 @@ def plan() -> list[Step]:
         *_searches("clsr"),
         *_searches("full"),
         *_made_by_teachers(LANGUAGE, "one", ["transcripts"])[1:],
+        *(step for method in METHODS if METHODS[method].needs_teacher for step in _searches(method)),
         *(_student("half", method, 0) for method in METHODS if method != "lora"),
         # What measures these students elsewhere follows them, for it needs their models, which lie on one machine alone
         *(_shifted(system, corpus) for corpus in SHIFTS for system in ("base", "base-30s", "teacher")),
@@ -133,23 +135,38 @@ def _made_by_teachers(language: str, teacher: str, caches: Any) -> list[Step]:
 def _searches(method: str) -> list[Step]:
     half = {"train_fraction": FRACTIONS["half"], "max_steps": SEARCH_STEPS}
     return [
-        Step(_rate_name(method, rate), "search", method, SEARCH_SEED, {**half, "learning_rate": rate})
+        Step(
+            _rate_name(method, rate),
+            "search",
+            method,
+            SEARCH_SEED,
+            {**half, **_loss(method), "learning_rate": rate},
+            **_scored(method),  # type: ignore[arg-type]
+        )
         for rate in RATES[method]
     ]
 
 
+def _loss(method: str) -> dict[str, Any]:
+    return TAUGHT if METHODS[method].needs_teacher else {}
+
+
+def _scored(method: str) -> dict[str, str]:
+    """The teacher and the cache of a student that has the transcripts of its lines."""
+    there = {"teacher": "one", "cache": cache_name("one", "transcripts", LANGUAGE)}
+    return there if METHODS[method].needs_teacher else {}
+
+
 def _student(part: str, method: str, seed: int) -> Step:
     """A student of `part` of the scenes, with their transcripts."""
-    taught = METHODS[method].needs_teacher
     return Step(
         f"{part}/{method}/{seed}",
         "student",
         method,
         seed,
-        {"train_fraction": FRACTIONS[part], **(TAUGHT if taught else {})},
-        rate_of=method.removesuffix("-kd"),
-        teacher="one" if taught else None,
-        cache=cache_name("one", "transcripts", LANGUAGE) if taught else None,
+        {"train_fraction": FRACTIONS[part], **_loss(method)},
+        rate_of=method,
+        **_scored(method),  # type: ignore[arg-type]
     )
 
 
