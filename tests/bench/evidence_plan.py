@@ -80,8 +80,8 @@ def plan() -> list[Step]:
         *(_student("half", method, 0) for method in METHODS),
         # What measures these students elsewhere follows them, for it needs their models, which lie on one machine alone
         *(_shifted(system, corpus) for corpus in SHIFTS for system in ("base", "base-30s", "teacher")),
-        *(_elsewhere(method, LANGUAGE, corpus) for corpus in SHIFTS for method in METHODS if method != "full-kd"),
-        *(_elsewhere(method, OTHER, None) for method in ("full", "lora")),
+        *(_shifted_student(corpus, method, 0) for corpus in SHIFTS for method in METHODS),
+        *(_afterwards(method) for method in ("full", "lora")),
         *_made_by_teachers(OTHER, "one", ["mixed"]),
         *(Step(f"{OTHER}/{name}", "system", name, language=OTHER) for name in ("base", "base-30s")),
         Step(f"{OTHER}/teacher", "system", "teacher", teacher="one", language=OTHER),
@@ -95,6 +95,13 @@ def plan() -> list[Step]:
         ),
         *(_student("quarter", "lora", seed) for seed in SEEDS),
         *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS),
+        *(
+            _shifted_student(corpus, method, seed)
+            for seed in SEEDS[1:]
+            for corpus in SHIFTS
+            for method in METHODS
+            if METHODS[method].trains != "experts"
+        ),
         *(_experts("half", seed) for seed in SEEDS),
         *(_student("quarter", method, 0) for method in METHODS if method != "lora"),
         *(_student("all", method, 0) for method in METHODS),
@@ -181,10 +188,14 @@ def _shifted(system: str, corpus: str) -> Step:
     return Step(f"shift/{corpus}/{system}", "system", system, teacher=teacher, corpus=corpus)
 
 
-def _elsewhere(method: str, language: str, corpus: str | None) -> Step:
-    """The first student of half of the scenes, in another language or on the shifted test lines."""
-    name = f"shift/{corpus}/{method}" if corpus else f"{language}/after-{method}"
-    return Step(name, "system", method, of=f"half/{method}/0", corpus=corpus, language=language)
+def _shifted_student(corpus: str, method: str, seed: int) -> Step:
+    """A student of half of the scenes, on the shifted test lines."""
+    return Step(f"shift/{corpus}/{method}/{seed}", "system", method, seed, of=f"half/{method}/{seed}", corpus=corpus)
+
+
+def _afterwards(method: str) -> Step:
+    """The first student of half of the scenes, in a language that it was not trained on."""
+    return Step(f"{OTHER}/after-{method}", "system", method, of=f"half/{method}/0", language=OTHER)
 
 
 def _scarce(name: str, changes: dict[str, Any], teacher: str, seed: int, language: str = LANGUAGE) -> Step:

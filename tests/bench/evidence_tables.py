@@ -105,7 +105,11 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
         *((f"{part}/{name}-kd", f"{part}/{name}") for part in FRACTIONS for name in ("full", "lora", "clsr")),
         *((f"half/{name}", "half/lora") for name in ("full", "clsr")),
         *((f"gates/{name}", "half/lora") for name in GATES),
-        *((f"shift/{corpus}/{name}-kd", f"shift/{corpus}/{name}") for corpus in SHIFTS for name in ("lora", "clsr")),
+        *(
+            (f"shift/{corpus}/{name}-kd", f"shift/{corpus}/{name}")
+            for corpus in SHIFTS
+            for name in ("full", "lora", "clsr")
+        ),
         *((f"nl/after-{method}", "nl/base") for method in ("full", "lora")),
         ("nl/taught-one", "nl/words-one"),
         ("nl/taught-one", "nl/lora"),
