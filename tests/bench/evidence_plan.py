@@ -18,6 +18,7 @@ SCARCE = FRACTIONS["quarter"]
 TAUGHT = {"kd_divergence": "kl", "kd_weight": 1.0, "ce_weight": 0.5, "label_smoothing": 0.0}
 WORDS = {"kd_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 SCARCE_STUDENTS = (("words", WORDS), ("taught", TAUGHT))
+SLOW_WORDS = {**WORDS, "learning_rate": 1e-3}  # the rate of the taught: its gain is not that of another rate
 SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothing, as in TAUGHT
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
@@ -86,13 +87,13 @@ def plan() -> list[Step]:
         *(Step(f"{OTHER}/{name}", "system", name, language=OTHER) for name in ("base", "base-30s")),
         Step(f"{OTHER}/teacher", "system", "teacher", teacher="one", language=OTHER),
         Step(f"{OTHER}/lora", "student", "lora", 0, {"train_fraction": SCARCE}, rate_of="lora", language=OTHER),
-        *(_scarce(name, changes, "one", 0, OTHER) for name, changes in SCARCE_STUDENTS),
+        *(_scarce(name, changes, "one", seed) for seed in SEEDS for name, changes in SCARCE_STUDENTS),
         *(
-            _scarce(name, changes, teacher, seed)
-            for teacher in TEACHERS
+            _scarce(name, changes, "one", seed, OTHER)
             for seed in SEEDS
-            for name, changes in SCARCE_STUDENTS
+            for name, changes in (*SCARCE_STUDENTS, ("words-slow", SLOW_WORDS))
         ),
+        *(_scarce(name, changes, "crossfit", seed) for seed in SEEDS for name, changes in SCARCE_STUDENTS),
         *(_student("quarter", "lora", seed) for seed in SEEDS),
         *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS),
         *(
@@ -108,6 +109,7 @@ def plan() -> list[Step]:
         *(_gated(name, 0) for name in GATES),
         _scarce("paper-loss", PAPER_LOSS, "one", 0),
         _scarce("sharp-words", SHARP_WORDS, "one", 0),
+        *(_scarce("words-slow", SLOW_WORDS, "one", seed) for seed in SEEDS),
     ]  # fmt: skip
 
 
@@ -208,7 +210,7 @@ def _scarce(name: str, changes: dict[str, Any], teacher: str, seed: int, languag
         seed,
         {"train_fraction": 1.0, **changes},
         settings=CACHES["mixed"],
-        rate_of="lora-kd" if changes["kd_weight"] else "lora",
+        rate_of=None if "learning_rate" in changes else "lora-kd" if changes["kd_weight"] else "lora",
         teacher=teacher,
         cache=cache_name(teacher, "mixed", language),
         language=language,

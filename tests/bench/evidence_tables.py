@@ -40,7 +40,17 @@ def main() -> None:
     }
     for title, names in groups.items():
         _table(records, title, [*SYSTEMS, *names], "base-30s")
-    dutch = ("base", "base-30s", "teacher", "lora", "words-one", "taught-one", "after-full", "after-lora")
+    dutch = (
+        "base",
+        "base-30s",
+        "teacher",
+        "lora",
+        "words-one",
+        "words-slow-one",
+        "taught-one",
+        "after-full",
+        "after-lora",
+    )
     _table(records, "Dutch", [f"nl/{name}" for name in dutch], "nl/base-30s")
     for corpus in SHIFTS:
         names = [f"shift/{corpus}/{name}" for name in ("base", "base-30s", "teacher", *METHODS)]
@@ -96,7 +106,7 @@ def _table(records: Records, title: str, names: list[str], against: str) -> None
 def _pairs(records: Records) -> Iterable[tuple[str, str]]:
     """Yields what is to be compared, as far as both have run."""
     wanted = [
-        *((f"scarce/taught-{teacher}", f"scarce/words-{teacher}") for teacher in ("one", "crossfit")),
+        ("scarce/taught-crossfit", "scarce/words-crossfit"),
         *((f"scarce/{name}-crossfit", f"scarce/{name}-one") for name in ("words", "taught")),
         *((f"scarce/{name}-one", "quarter/lora") for name in ("words", "taught", "paper-loss")),
         *((f"scarce/{name}-crossfit", "quarter/lora") for name in ("words", "taught")),
@@ -111,7 +121,7 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
             for name in ("full", "lora", "clsr")
         ),
         *((f"nl/after-{method}", "nl/base") for method in ("full", "lora")),
-        ("nl/taught-one", "nl/words-one"),
+        *((f"{part}/taught-one", f"{part}/words{slow}-one") for part in ("scarce", "nl") for slow in ("", "-slow")),
         ("nl/taught-one", "nl/lora"),
     ]
     return [(one, other) for one, other in wanted if _runs(records, one) and _runs(records, other)]
