@@ -253,7 +253,7 @@ def test_a_machine_that_has_other_folders_is_refused(machines, tiny_whisper, sou
 
     class Alone(Worker):
         def score(self, index: int) -> dict:
-            self.task = replace(self.task, out=elsewhere)
+            self.request = replace(self.request, out=elsewhere)
             return super().score(index)
 
     monkeypatch.setattr(pool, "Worker", Alone)
