@@ -7,7 +7,7 @@ from typing import Any
 
 from cache.errors import PipelineError
 from cache.storage import AnyPath
-from stages.shared.facts import Metrics, read_metrics, read_rows
+from stages.shared.facts import Metrics, metrics_files, read_metrics, read_rows
 from stages.shared.methods import METHODS
 from stages.shared.whisper.languages import code_of
 
@@ -54,8 +54,7 @@ def read_results(metrics: AnyPath) -> list[Result]:
 
     Raises PipelineError where there is none, and where one is not as expected.
     """
-    paths = [path for path in sorted(metrics.glob("*/*.json")) if not path.name.startswith(".")]
-    if not paths:
+    if not (paths := metrics_files(metrics)):
         raise PipelineError(
             f"{metrics}: no results, expected <lang>/<system>.json; `pipeline evaluate --lang cs` makes them"
         )

@@ -130,6 +130,11 @@ def read_training(folder: AnyPath) -> Training | None:
     return validated(Training, read_json(path), str(path)) if path.exists() else None
 
 
+def metrics_files(metrics: AnyPath) -> list[AnyPath]:
+    """Returns the metrics files of all languages and systems, without those that are being written."""
+    return [path for path in sorted(metrics.glob("*/*.json"), key=str) if not path.name.startswith(".")]
+
+
 def read_metrics(path: AnyPath) -> Metrics:
     return validated(Metrics, read_json(path), str(path))
 

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult
 
 from cache import storage
 from cache.storage import AnyPath
-from stages.shared.facts import Metrics, read_metrics, read_rows
+from stages.shared.facts import Metrics, metrics_files, read_metrics, read_rows
 from stages.shared.layout import VALIDATION
 from stages.shared.scoring import interval
 
@@ -34,7 +34,7 @@ class Measured:
 def find_measured(metrics: AnyPath, model: str) -> list[Measured]:
     """Returns the results of `model` (a folder or a hub id) in the folder `metrics`, then the bases' on these splits."""
     found = []
-    for path in sorted(metrics.glob("*/*.json"), key=str):
+    for path in metrics_files(metrics):
         facts = read_metrics(path)
         own = _place(facts.model) == _place(model)
         if own or facts.system.partition("-")[0] == "base":
