@@ -84,7 +84,7 @@ class Data(BaseModel):
     corpus: str | None
     corpus_utterances: Count  # of the corpus' training split, before any was left out or not selected
     subset: str | None
-    teacher: str | None
+    teacher: str | list[str] | None  # a list: of each fold
     targets: str | None
 
 

@@ -225,6 +225,10 @@ def test_two_folds_from_adapt_teacher_to_evaluate(tiny_whisper, tmp_path, monkey
     assert made["teacher"] == ["models/cs/teacher/fold-1", "models/cs/teacher/fold-2"]
     _, output, _ = run_captured(monkeypatch, capsys, "cache", "info", "data/teacher/cs/train")
     assert all(f"teacher/fold-{n}, weights {made['teacher_weights'][n - 1][:12]}" in output for n in (1, 2))
+    trained = ("train-student", "--method", "lora-kd", "--max-steps", "2")
+    assert pipeline(*trained)[0] == 0
+    card = (tmp_path / "models/cs/lora-kd/README.md").read_text()
+    assert "| teacher | `models/cs/teacher/fold-1`, `models/cs/teacher/fold-2` |" in card
     status, error = pipeline("evaluate", "--system", "teacher")
     assert (status, "that of the first of 2 folds" in error) == (0, True)
     assert json.loads((tmp_path / "metrics/cs/teacher.json").read_text())["model"] == "models/cs/teacher/fold-1"
