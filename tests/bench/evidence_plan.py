@@ -18,7 +18,7 @@ SCARCE = FRACTIONS["quarter"]
 TAUGHT = {"kd_divergence": "kl", "kd_weight": 1.0, "ce_weight": 0.5, "label_smoothing": 0.0}
 WORDS = {"kd_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 SCARCE_STUDENTS = (("words", WORDS), ("taught", TAUGHT))
-SLOW_WORDS = {**WORDS, "learning_rate": 1e-3}  # the rate of the taught: its gain is not that of another rate
+SLOW = {"learning_rate": 1e-3}  # the rate of the taught: its gain is not that of another rate
 SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothing, as in TAUGHT
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
@@ -91,25 +91,20 @@ def plan() -> list[Step]:
         *(
             _scarce(name, changes, "one", seed, OTHER)
             for seed in SEEDS
-            for name, changes in (*SCARCE_STUDENTS, ("words-slow", SLOW_WORDS))
+            for name, changes in (*SCARCE_STUDENTS, ("words-slow", {**WORDS, **SLOW}))
         ),
         *(_scarce(name, changes, "crossfit", seed) for seed in SEEDS for name, changes in SCARCE_STUDENTS),
         *(_student("quarter", "lora", seed) for seed in SEEDS),
         *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS),
-        *(
-            _shifted_student(corpus, method, seed)
-            for seed in SEEDS[1:]
-            for corpus in SHIFTS
-            for method in METHODS
-            if METHODS[method].trains != "experts"
-        ),
         *(_experts("half", seed) for seed in SEEDS),
         *(_student("quarter", method, 0) for method in METHODS if method != "lora"),
         *(_student("all", method, 0) for method in METHODS),
+        *(_scarce("words-slow", {**WORDS, **SLOW}, teacher, seed) for seed in SEEDS for teacher in TEACHERS),
+        *(_slow("quarter/lora-slow", seed) for seed in SEEDS),
+        _slow(f"{OTHER}/lora-slow", 0, OTHER),
         *(_gated(name, 0) for name in GATES),
         _scarce("paper-loss", PAPER_LOSS, "one", 0),
         _scarce("sharp-words", SHARP_WORDS, "one", 0),
-        *(_scarce("words-slow", SLOW_WORDS, "one", seed) for seed in SEEDS),
     ]  # fmt: skip
 
 
@@ -171,6 +166,12 @@ def _student(part: str, method: str, seed: int) -> Step:
         rate_of=method,
         **_scored(method),  # type: ignore[arg-type]
     )
+
+
+def _slow(name: str, seed: int, language: str = LANGUAGE) -> Step:
+    """LoRA on the scarce transcripts, at the rate of the students that a teacher has taught."""
+    train = {"train_fraction": SCARCE, **SLOW}
+    return Step(f"{name}/{seed}", "student", "lora", seed, train, language=language)
 
 
 def _experts(part: str, seed: int) -> Step:

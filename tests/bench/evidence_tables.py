@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from evidence_plan import FRACTIONS, GATES, SEEDS, SHIFTS
+from evidence_plan import FRACTIONS, GATES, SEEDS, SHIFTS, TEACHERS
 
 from cache.files import read_jsonl
 from stages.shared.methods import METHODS
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("records", type=Path)
     records = {record["name"]: record for record in read_jsonl(parser.parse_args().records)}
     groups = {
-        "Few transcripts": ["quarter/lora", *(f"scarce/{name}" for name in _scarce(records))],
+        "Few transcripts": ["quarter/lora", "quarter/lora-slow", *(f"scarce/{name}" for name in _scarce(records))],
         "Half of the scenes": [f"half/{name}" for name in [*METHODS, "experts"]],
         "A quarter of the scenes": [f"quarter/{name}" for name in METHODS],
         "All scenes": [f"all/{name}" for name in METHODS],
@@ -45,6 +45,7 @@ def main() -> None:
         "base-30s",
         "teacher",
         "lora",
+        "lora-slow",
         "words-one",
         "words-slow-one",
         "taught-one",
@@ -110,6 +111,13 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
         *((f"scarce/{name}-crossfit", f"scarce/{name}-one") for name in ("words", "taught")),
         *((f"scarce/{name}-one", "quarter/lora") for name in ("words", "taught", "paper-loss")),
         *((f"scarce/{name}-crossfit", "quarter/lora") for name in ("words", "taught")),
+        *(
+            (f"scarce/{name}-{teacher}", "quarter/lora-slow")
+            for teacher in TEACHERS
+            for name in ("words-slow", "taught")
+        ),
+        ("quarter/lora-slow", "quarter/lora"),
+        ("scarce/taught-crossfit", "scarce/words-slow-crossfit"),
         ("half/experts", "half/lora"),
         ("half/experts", "half/clsr"),
         *((f"{part}/{name}-kd", f"{part}/{name}") for part in FRACTIONS for name in ("full", "lora", "clsr")),
@@ -122,7 +130,8 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
         ),
         *((f"nl/after-{method}", "nl/base") for method in ("full", "lora")),
         *((f"{part}/taught-one", f"{part}/words{slow}-one") for part in ("scarce", "nl") for slow in ("", "-slow")),
-        ("nl/taught-one", "nl/lora"),
+        *(("nl/taught-one", f"nl/lora{slow}") for slow in ("", "-slow")),
+        ("nl/words-slow-one", "nl/lora-slow"),
     ]
     return [(one, other) for one, other in wanted if _runs(records, one) and _runs(records, other)]
 
