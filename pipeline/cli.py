@@ -10,6 +10,7 @@ from ruamel.yaml.error import YAMLError
 
 from cache.formats import FORMATS
 from cache.resume import Rerun
+from cache.storage import AnyPath
 from pipeline.cli_cache import cache_group
 from pipeline.cli_experts import experts_group
 from pipeline.cli_export import export_command
@@ -17,7 +18,7 @@ from pipeline.cli_push import push_command
 from pipeline.cli_student import evaluate_command, train_student_command, transcribe_command
 from pipeline.cli_teacher import adapt_teacher_command, teacher_cache_command
 from pipeline.errors import Commands, run
-from pipeline.options import examples, json_option, lang_option, params_of, rerun_options
+from pipeline.options import examples, json_option, lang_option, params_of, path_of, rerun_options
 from stages.prepare.corpora import CORPORA
 from stages.shared.methods import METHODS
 
@@ -99,7 +100,8 @@ def prepare_command(
     "params",
     epilog=examples(
         "pipeline params\npipeline params --method lora --lang cs\n"
-        "pipeline --params presets/paper.yaml --set train.epochs=3 params --json"
+        "pipeline --params presets/paper.yaml --set train.epochs=3 params --json\n"
+        "pipeline params --out params.resolved.json"
     ),
 )
 @click.option(
@@ -107,12 +109,25 @@ def prepare_command(
 )
 @lang_option
 @json_option
+@click.option(
+    "--out",
+    metavar="FILE",
+    callback=path_of,
+    help="Print nothing. Write all values as JSON, grouped as in the file. `dvc repro` compares these.",
+)
 @click.pass_obj
-def params_command(given: tuple[Path, dict[str, Any]], method: str | None, languages: list[str], as_json: bool) -> None:
+def params_command(
+    given: tuple[Path, dict[str, Any]], method: str | None, languages: list[str], as_json: bool, out: AnyPath | None
+) -> None:
     """Print the resolved parameters, each with its origin: default, the file, --set, or methods.GROUP.METHOD."""
-    from pipeline.commands.params import show_params
+    from pipeline.commands.params import show_params, write_params
 
-    show_params(*given, method, languages, as_json)
+    if out is None:
+        show_params(*given, method, languages, as_json)
+    elif method or languages or as_json:
+        raise click.UsageError("--out writes all parameters: give it without --method, --lang and --json")
+    else:
+        write_params(*given, out)
 
 
 @cli.command("report", epilog=examples("pipeline report\npipeline report --audio-minutes 0"))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.files import write_json
+from cache.storage import AnyPath
 from pipeline.options import print_json, printable
 from pipeline.params import Language, file_values, load_params, method_settings
 from stages.shared.methods import METHODS
@@ -32,6 +34,11 @@ def show_params(
     name_width, value_width = max(map(len, texts)), min(WIDEST, max(map(len, texts.values())))
     for name, text in texts.items():
         print(printable(f"{name:<{name_width}}  {text:<{value_width}}  {found[name].origin}"))
+
+
+def write_params(path: Path, overrides: dict[str, Any], out: AnyPath) -> None:
+    """Writes all parameters as JSON, grouped as in the file, the defaults included: DVC compares these values."""
+    write_json(out, load_params(path, overrides).model_dump(mode="json"))
 
 
 def resolved(

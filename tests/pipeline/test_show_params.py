@@ -107,3 +107,18 @@ def test_what_is_wrong_is_one_line(show):
     message = show(before=("--set", "train.epoch=3"), status=1)
     assert message.count("\n") == 1 and "train.epoch" in message
     assert "is not one of" in show("--method", "lora-kb", status=2)
+
+
+def test_all_values_are_written_as_the_file_groups_them(show, tmp_path: Path):
+    assert show("--out", "values.json", before=("--set", "train.epochs=3")) == ""
+    values = json.loads((tmp_path / "values.json").read_text())
+    assert values["train"]["epochs"] == 3 and values["train"]["seed"] == 5 and values["train"]["betas"] == [0.9, 0.98]
+    assert values["further_tests"] == {} and values["report"] == {"audio_minutes": 30}
+    (tmp_path / "params.yaml").write_text("train: {epochs: none}")
+    assert show("--out", "values.json", status=1).startswith("pipeline: params.yaml: train.epochs: ")
+    assert json.loads((tmp_path / "values.json").read_text()) == values
+
+
+def test_a_file_of_all_values_is_not_of_one_method(show, tmp_path: Path):
+    assert "--out writes all parameters" in show("--out", "values.json", "--method", "lora", status=2)
+    assert not (tmp_path / "values.json").exists()

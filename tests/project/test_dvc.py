@@ -11,14 +11,14 @@ from makers import write_command
 from ruamel.yaml import YAML
 from sources import NAMES, ROOT, imported, module_of
 
+from pipeline.params import Params
+
 # Writes the outputs that dvc.yaml declares, from the parameters that the real command reads, and notes each call. It starts
-# 20 times as fast as the real one, which tests/project/test_dvc_real.py runs.
+# 20 times as fast as the real one, which tests/project/test_dvc_real.py runs; `params`, which DVC calls once, is the real one.
 STAND_IN = """
 import json, sys
 from pathlib import Path
-from ruamel.yaml import YAML
 arguments = sys.argv[1:]
-params = YAML(typ="safe", pure=True).load(Path("params.yaml"))
 flags = dict(zip(arguments[1::2], arguments[2::2]))
 lang = flags.get("--lang")
 with open("calls.txt", "a") as file:
@@ -26,6 +26,11 @@ with open("calls.txt", "a") as file:
 def write(folder, name, value):
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / name).write_text(json.dumps(value))
+if arguments[0] == "params":
+    from pipeline.commands.params import write_params
+    write_params(Path("params.yaml"), {}, Path(arguments[2]))
+    sys.exit()
+params = json.loads(Path("params.resolved.json").read_text())
 if arguments[0] == "prepare":
     corpus = params["languages"][lang]
     for split in ["train", "validation", "test", *(f"test@{name}" for name in params["further_tests"])]:
@@ -35,7 +40,7 @@ elif arguments[0] == "adapt-teacher":
 elif arguments[0] == "teacher-cache":
     write(f"data/teacher/{lang}/train", "manifest.json", [lang, params["teacher_cache"]])
 elif arguments[0] == "train-student":
-    inputs = f"data/teacher/{lang}/train/manifest.json" if "kd" in flags["--method"] else "params.yaml"
+    inputs = f"data/teacher/{lang}/train/manifest.json" if "kd" in flags["--method"] else "params.resolved.json"
     write(f"models/{lang}/{flags['--method']}", "training.json", [params["train"], Path(inputs).read_text()])
 elif arguments[0] == "evaluate":
     name = flags["--system"] + (f"@{flags['--corpus']}" if "--corpus" in flags else "")
@@ -94,11 +99,12 @@ def small_params() -> dict:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"), small_params())
-    assert len(project.repro()) == 2 * 10 + 1
+    assert len(project.repro()) == 1 + 2 * 10 + 1
     return project
 
 
-PREPARE = {"prepare --lang cs", "prepare --lang no"}  # looks at the corpus each time
+PARAMETERS = "params --out params.resolved.json"  # reads params.yaml and the defaults each time
+ALWAYS = {PARAMETERS, "prepare --lang cs", "prepare --lang no"}  # prepare looks at the corpus each time
 
 
 def follows_the_cache(lang: str) -> set[str]:
@@ -109,21 +115,21 @@ def follows_the_cache(lang: str) -> set[str]:
     }
 
 
-def test_second_repro_looks_at_the_corpora_alone(project: Project):
-    assert project.repro() == PREPARE
+def test_second_repro_looks_at_the_parameters_and_the_corpora_alone(project: Project):
+    assert project.repro() == ALWAYS
 
 
 def test_top_k_reruns_the_cache_and_what_follows(project: Project):
     project.params["teacher_cache"]["top_k"] += 1
     project.write_params(project.params)
     ran = project.repro()
-    assert ran == PREPARE | follows_the_cache("cs") | follows_the_cache("no") | {"report"}
+    assert ran == ALWAYS | follows_the_cache("cs") | follows_the_cache("no") | {"report"}
 
 
 def test_one_language_leaves_the_others_alone(project: Project):
     project.params["languages"]["no"]["corpus"]["test_fraction"] = 0.3
     project.write_params(project.params)
-    ran = project.repro() - {"prepare --lang cs"}
+    ran = project.repro() - {PARAMETERS, "prepare --lang cs"}
     assert len(ran) == 10 + 1
     assert all("--lang no" in call or call == "report" for call in ran)
 
@@ -135,7 +141,7 @@ def test_training_settings_leave_cache_and_base_alone(project: Project):
     trained = {
         f"train-student --lang {lang} --method {method}" for lang in ("cs", "no") for method in ("lora", "lora-kd")
     }
-    assert {call for call in ran if not call.startswith(("evaluate", "report", "prepare"))} == trained
+    assert {call for call in ran if not call.startswith(("evaluate", "report", "prepare", "params"))} == trained
     assert not any("--system base" in call or "--system teacher" in call for call in ran)
 
 
@@ -148,6 +154,21 @@ def test_the_share_of_times_reruns_the_cache_and_all_training(project: Project):
     }
     assert sum(call.startswith("train-student") for call in ran) == 4
     assert not any("--system base" in call or call.startswith("adapt-teacher") for call in ran)
+
+
+def test_what_equals_its_default_may_be_left_out(project: Project):
+    """A params.yaml of an earlier version lacks sections, and so may any."""
+    defaults = Params().model_dump(mode="json")
+    named = {name: defaults[name] for name in ("baselines", "further_tests", "report", "evaluate", "cluster")}
+    project.write_params({**project.params, **named, "train": {**project.params["train"], "timestamps": 0.0}})
+    project.repro()
+    left = {name: value for name, value in project.params.items() if name not in named}
+    del left["train"]["timestamps"]
+    project.write_params(left)
+    assert project.repro() == ALWAYS
+    project.write_params({**left, "evaluate": {"batch_size": 3}})
+    ran = project.repro() - ALWAYS - {"report"}
+    assert len(ran) == 2 * 4 and all(call.startswith("evaluate") for call in ran)
 
 
 def test_metrics_and_plots(project: Project):
@@ -216,7 +237,8 @@ def needed(stage: str) -> set[str]:
 
 def test_code_that_a_stage_imports_is_among_its_dependencies():
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert len(stages) == 16
+    assert len(stages) == 17
+    del stages["parameters"]  # always run
     for name, stage in stages.items():
         command = stage["cmd"].split()[1]
         code = {dependency for dependency in stage["deps"] if "${" not in dependency}
