@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -239,7 +240,8 @@ def test_a_broken_file_among_several(speaker, tmp_path):
     assert done.returncode == 1
     assert done.stdout.splitlines().count("ano") == 3
     *_, broken, gone, last = done.stderr.splitlines()
-    assert broken.startswith("pipeline: broken.wav: ") and " read it" in broken
+    refused = "neither libsndfile nor ffmpeg can read it" if shutil.which("ffmpeg") else "libsndfile cannot read it"
+    assert broken.startswith(f"pipeline: broken.wav: {refused}")
     assert gone == "pipeline: gone.wav: no such file"
     assert last == "pipeline: 2 of 5 failed: broken.wav, gone.wav"
 
