@@ -87,6 +87,10 @@ class Data(BaseModel):
     teacher: str | list[str] | None  # a list: of each fold
     targets: str | None
 
+    @property
+    def teachers(self) -> list[str]:
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+
 
 class BegunSettings(BaseModel):
     fold: tuple[Count, Positive] | None = None  # of a teacher: which of how many

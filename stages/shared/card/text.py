@@ -140,8 +140,7 @@ def _training(run: Training | None) -> Iterator[tuple[str, str]]:
     yield "data", f"{', '.join(corpora) or 'not named'}; {run.training_utterances:,} utterances in training"
     if run.teacher_targets:
         yield "words of the teacher", f"the targets of {run.teacher_targets:,} of these utterances"
-    named = ([one.teacher] if isinstance(one.teacher, str) else one.teacher or [] for one in run.data.values())
-    if teachers := sorted({name for names in named for name in names}):
+    if teachers := sorted({name for one in run.data.values() for name in one.teachers}):
         yield "teacher", ", ".join(f"`{cell(one)}`" for one in teachers)
     yield "training", f"{method_named(run.settings.method).title}, {run.steps:,} steps, seed {run.settings.seed}"
     yield (
