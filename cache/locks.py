@@ -38,6 +38,14 @@ def sole_writer(*targets: AnyPath) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def taking_turns(folder: Path) -> Iterator[None]:
+    """Lets one process at a time make `folder`; another waits. Look within the block whether the folder is there by now."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield
+
+
 def _resolved(target: AnyPath) -> AnyPath:
     return target.resolve() if isinstance(target, Path) else target
 

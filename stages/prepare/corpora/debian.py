@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY, download_folder
+from cache.locks import taking_turns
 
 
 def fetch(packages: list[str], name: str) -> list[Path]:
@@ -16,11 +17,16 @@ def fetch(packages: list[str], name: str) -> list[Path]:
     name: of the folder among the downloads. Raises PipelineError where a package cannot be fetched.
     """
     folder = download_folder() / name
-    missing = [package for package in packages if _unpacked(folder, package) is None]
-    if missing:
-        _download(missing, folder)
+    if _missing(packages, folder):
+        with taking_turns(folder):
+            if missing := _missing(packages, folder):
+                _download(missing, folder)
     found = [_unpacked(folder, package) for package in packages]
     return [path for path in found if path is not None]
+
+
+def _missing(packages: list[str], folder: Path) -> list[str]:
+    return [package for package in packages if _unpacked(folder, package) is None]
 
 
 def _unpacked(folder: Path, package: str) -> Path | None:
@@ -40,8 +46,7 @@ def _download(packages: list[str], folder: Path) -> None:
         for deb in sorted(Path(temporary).glob("*.deb")):
             unpacked = Path(temporary) / deb.stem
             _run(["dpkg-deb", "-x", str(deb), str(unpacked)], Path(temporary), packages)
-            if not (folder / deb.stem).exists():  # another process may have been as quick
-                unpacked.rename(folder / deb.stem)
+            unpacked.rename(folder / deb.stem)
 
 
 def _apt_download(packages: list[str], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,13 +11,17 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from cache import files, storage
 from cache.errors import PipelineError
+from cache.locks import taking_turns
 from cache.storage import RemotePath
 
 HUB_TIMEOUT_S = 10
 
 
 def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
-    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once."""
+    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once.
+
+    A download that was stopped goes on with the files that are missing.
+    """
     versions = {
         name: version
         for name, version in sorted(storage.versions(folder).items())
@@ -26,16 +29,16 @@ def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
     }
     key = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:32]
     copy = files.download_folder() / "models" / key
-    if not copy.is_dir():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=copy.parent, prefix=files.TEMPORARY) as temporary:
-            whole = Path(temporary) / key
-            whole.mkdir()
-            for name in versions:
-                files.download(folder / name, whole / name)
-            if not copy.is_dir():  # another process may have finished first
-                whole.rename(copy)
+    if _missing(versions, copy):
+        with taking_turns(copy):
+            for name in _missing(versions, copy):
+                with files.atomic_path(copy / name) as temporary:
+                    files.download(folder / name, temporary)
     return copy
+
+
+def _missing(names: Iterable[str], copy: Path) -> list[str]:
+    return [name for name in names if not (copy / name).exists()]
 
 
 def from_hub(source: str, wanted: Iterable[str]) -> Path:

