@@ -31,12 +31,15 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
 
     For a store, the file is written to this machine's folder for temporary files ($TMPDIR) and sent when complete.
+    Raises PipelineError where `path` is a folder.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
             _send(Path(folder) / path.name, path)
         return
+    if path.is_dir():
+        raise PipelineError(f"{path}: a folder, expected the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
