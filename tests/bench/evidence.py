@@ -23,12 +23,15 @@ from typing import Any
 
 import torch
 from common import cpu_name
-from evidence_plan import LANGUAGE, RATES, STEPS, Step, plan, teacher_name
+from evidence_plan import LANGUAGE, RATES, STEPS, Step, cache_name, plan, teacher_name
 
+from cache.errors import PipelineError
 from cache.files import read_jsonl
+from cache.records import TARGET_COUNTS
 from stages.shared.whisper.device import compute_dtype
 
 KEPT = ("words", "word_errors", "characters", "character_errors")  # of each test line
+OF_TRAINING = ("steps", "best_step", "training_utterances", "parameters")
 VALIDATE_EVERY = 125
 
 
@@ -113,6 +116,8 @@ def _work(args: argparse.Namespace, queue: Queue, core: int) -> None:
             record = {"name": step.name, "seconds": round(time.monotonic() - started), "machine": machine, **facts}
         except subprocess.CalledProcessError as error:
             print(f"{step.name}: ended with {error.returncode}", flush=True)
+        except PipelineError as error:
+            print(f"{step.name}: {error}", flush=True)
         queue.end(step, record)
 
 
@@ -135,13 +140,23 @@ def _run(args: argparse.Namespace, step: Step, core: int, done: dict[str, dict[s
         wanted = {"max_steps": STEPS, "validate_every": VALIDATE_EVERY, "seed": step.seed, "save_every": 64, **train}
         _pipeline(args, step, core, wanted, "train-student", "--method", step.method, "--update")
         found = json.loads((_models(args, step) / step.language / step.method / "training.json").read_text())
-        facts |= {name: found[name] for name in ("steps", "best_step", "training_utterances", "parameters")}
+        _check(step, wanted, found)
+        facts |= {name: found[name] for name in (*OF_TRAINING, *TARGET_COUNTS.values())}
         facts["validation_wer"] = found["best_validation_wer"]
     if step.kind in ("system", "student"):
         on = f"@{step.corpus}" if step.corpus else ""
         _pipeline(args, step, core, {}, "evaluate", "--system", step.method, *(("--corpus", on[1:]) if on else ()))
         facts["test"] = _test(_metrics(args, step) / step.language / f"{step.method}{on}.utterances.jsonl")
     return facts
+
+
+def _check(step: Step, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises PipelineError where a value of params.yaml stood in for one of the plan's."""
+    used = {name: found["settings"].get(name, value) for name, value in wanted.items()}
+    if used != wanted:
+        raise PipelineError(f"trained with {used}, expected {wanted}")
+    if step.cache == cache_name("one", "transcripts", LANGUAGE) and found["teacher_targets"]:
+        raise PipelineError(f"{found['teacher_targets']} targets are the teacher's words, expected transcripts alone")
 
 
 def _models(args: argparse.Namespace, step: Step) -> Path:

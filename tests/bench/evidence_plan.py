@@ -23,7 +23,7 @@ SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothi
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
 CACHES: dict[str, dict[str, Any]] = {
-    "transcripts": {},
+    "transcripts": {"teacher_cache.targets": "reference", "teacher_cache.transcribed_fraction": 1.0},
     "mixed": {"teacher_cache.targets": "mixed", "teacher_cache.transcribed_fraction": SCARCE},
 }
 EXPERTS = {"expert_rank": 64, "gates": "none", "expert_dropout": 0.0}
@@ -41,6 +41,8 @@ GATES: dict[str, dict[str, Any]] = {
     },
     "rank-hard": {"expert_rank": 64, "gate_start": 0.95, "gate_training": "hard", "gate_noise": 1.0, "skip_gate": 0.0},
     "rank-layer": {"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
+    "none-encoder": {**EXPERTS, "expert_layers": "encoder"},
+    "none-decoder": {**EXPERTS, "expert_layers": "decoder"},
 }
 
 
@@ -105,6 +107,8 @@ def plan() -> list[Step]:
         *(_slow("quarter/lora-slow", seed) for seed in SEEDS),
         _slow(f"{OTHER}/lora-slow", 0, OTHER),
         *(_gated(name, 0) for name in GATES),
+        # The search gave clsr-kd 1e-4 and clsr 3e-4: what clsr has at the rate of clsr-kd
+        *(_student("half", "clsr", seed, 1e-4) for seed in SEEDS),
         _scarce("paper-loss", PAPER_LOSS, "one", 0),
         _scarce("sharp-words", SHARP_WORDS, "one", 0),
     ]  # fmt: skip
@@ -157,15 +161,16 @@ def _scored(method: str) -> dict[str, str]:
     return there if METHODS[method].needs_teacher else {}
 
 
-def _student(part: str, method: str, seed: int) -> Step:
-    """A student of `part` of the scenes, with their transcripts."""
+def _student(part: str, method: str, seed: int, rate: float | None = None) -> Step:
+    """A student of `part` of the scenes, with their transcripts, at a rate that is given or the searched one."""
+    given = {"learning_rate": rate} if rate else {}
     return Step(
-        f"{part}/{method}/{seed}",
+        f"{part}/{method}{'-slow' if rate else ''}/{seed}",
         "student",
         method,
         seed,
-        {"train_fraction": FRACTIONS[part], **_loss(method)},
-        rate_of=method,
+        {"train_fraction": FRACTIONS[part], **_loss(method), **given},
+        rate_of=None if rate else method,
         **_scored(method),  # type: ignore[arg-type]
     )
 
