@@ -9,6 +9,7 @@ from stages.report.domains import Domains, domains, gate_use
 from stages.report.examples import Examples, examples
 from stages.report.figures import POINTS, Figure, curve_figures, gate_figures, rate_figure
 from stages.report.recordings import Recordings
+from stages.report.results import system_order_key
 from stages.report.runs import Runs
 from stages.report.sizes import SizesSection, sizes_sections
 from stages.report.summary import language_title
@@ -23,6 +24,7 @@ from stages.report.tables import (
     systems_table,
     unscored_notes,
 )
+from stages.report.trainings import together_notes, trainings_table
 from stages.shared.methods import METHODS
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
@@ -59,6 +61,8 @@ class LanguageSection:
     corpora: list[CorpusSection]
     curves: list[Figure]
     curve_notes: list[str]
+    trainings: Table | None
+    training_notes: list[str]
     cache: Table | None
     cache_note: str  # where there should be one
 
@@ -133,7 +137,9 @@ def make_page(title: str, material: Material, resamples: int) -> Page:
 
 def _language(code: str, name: str, material: Material) -> LanguageSection:
     comparisons = [comparison for comparison in material.comparisons if comparison.language == code]
-    systems = list(dict.fromkeys(line.result.metrics.system for c in comparisons for line in c.lines))
+    names = {line.result.metrics.system: line.result.name for c in comparisons for line in c.lines}
+    systems = sorted(names, key=system_order_key)
+    ordered = {system: names[system] for system in systems}
     taught = any(system in METHODS and METHODS[system].needs_teacher for system in systems)
     return LanguageSection(
         code=code,
@@ -142,6 +148,8 @@ def _language(code: str, name: str, material: Material) -> LanguageSection:
         corpora=[_corpus(c, material.recordings.get(c.name, Recordings())) for c in comparisons],
         curves=curve_figures(material.curves, code),
         curve_notes=missing_curves(material.curves, code, systems, material.models),
+        trainings=trainings_table(ordered, code, material.runs),
+        training_notes=together_notes(ordered, code, material.runs),
         cache=material.caches.get(code),
         cache_note=f"The facts of the teacher's cache are left out: {material.teacher / code / 'train'} holds no shards."
         if taught and code not in material.caches

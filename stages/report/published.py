@@ -6,8 +6,7 @@ from functools import cache
 from importlib.resources import files
 
 from stages.report.results import is_baseline
-from stages.report.runs import Run
-from stages.shared.facts import Data, Metrics
+from stages.shared.facts import Data, Metrics, Training
 from stages.shared.methods import METHODS
 
 STUDENT, TEACHER = "openai/whisper-small", "openai/whisper-large-v2"
@@ -36,7 +35,7 @@ class Published:
     differs: list[str]  # where the measured system is not quite the paper's
 
 
-def published(metrics: Metrics, run: Run | None) -> Published | None:
+def published(metrics: Metrics, run: Training | None) -> Published | None:
     """Returns the rate of the paper's tables that `metrics` can be compared with. None: there is none.
 
     run: how the system was trained. Model, window, language, test set, training set and its size must agree.
@@ -70,7 +69,7 @@ def _same_test(metrics: Metrics) -> bool:
     return metrics.corpus in CORPORA
 
 
-def _size(metrics: Metrics, run: Run | None) -> str | None:
+def _size(metrics: Metrics, run: Training | None) -> str | None:
     """Returns the size of the training set, if student, teacher and training set are the paper's."""
     if run is None or run.data.keys() != {metrics.language}:
         return None
@@ -92,23 +91,25 @@ def _same_teacher(data: Data, system: str) -> bool:
     return not needs or (data.teacher, data.targets) == (TEACHER, "reference")
 
 
-def _differs(metrics: Metrics, run: Run | None) -> list[str]:
+def _differs(metrics: Metrics, run: Training | None) -> list[str]:
     missing = (metrics.corpus_utterances or metrics.utterances) - metrics.utterances
     parts = [f"{metrics.loops:,} loops cut"] if metrics.cut_loops and metrics.loops else []
     parts += [f"{missing:,} test utterances not scored"] if missing else []
-    return parts if run is None else [*parts, *_changes(run, metrics.system)]
+    if run is None:
+        return parts
+    settings = run.settings
+    step = settings.batch_size * settings.accumulate * settings.processes
+    return [*parts, *([f"{step} utterances a step"] if step != STEP else []), *changes(run)]
 
 
-def _changes(run: Run, system: str) -> list[str]:
+def changes(run: Training) -> list[str]:
     """Lists the settings that are not the paper's, of those that matter to the method."""
-    method, settings = METHODS[system], run.settings
-    changes = {
-        name: value
+    method = METHODS[run.settings.method]
+    return [
+        f"{name} {value}"
         for name, value in run.changes.items()
         if name not in NOT_COMPARED | {"batch_size", "accumulate"}
         and all(method.trains == trains for start, trains in OWN.items() if name.startswith(start))
         and (method.needs_teacher or not name.startswith("kd_"))
         and (name, value) != ("learning_rate", method.learning_rate)
-    }
-    step = settings.batch_size * settings.accumulate * settings.processes
-    return [*([f"{step} utterances a step"] if step != STEP else []), *(f"{name} {changes[name]}" for name in changes)]
+    ]

@@ -5,12 +5,20 @@ Each file is checked when it is read. So whoever uses a fact needs no check of i
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, StringConstraints, ValidationError
 
 from cache.errors import PipelineError
 from cache.files import read_json, read_jsonl
 from cache.storage import AnyPath
 from stages.shared.layout import RESULT, rows_path
+from stages.shared.methods import METHODS
+
+
+def _known(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"expected one of {', '.join(METHODS)}")
+    return method
+
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -18,6 +26,7 @@ Amount = Annotated[FiniteFloat, Field(ge=0)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 LayerName = Annotated[str, StringConstraints(pattern=r"^(encoder|decoder)\.layers\.\d+$")]
+MethodName = Annotated[str, AfterValidator(_known)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -103,16 +112,22 @@ class Begun(BaseModel):
 
 
 class TrainingSettings(BaseModel):
-    method: str
+    method: MethodName
+    base: str
+    audio_window_s: Amount
+    batch_size: Count
+    accumulate: Count
+    processes: Count = 1
     seed: int
     timestamps: Share = 0.0
 
 
 class Training(BaseModel):
-    """What training.json says of a finished training, as far as a card tells it."""
+    """What training.json says of a finished training, as far as a card or the report tells it."""
 
     settings: TrainingSettings
-    data: dict[str, Data] = {}  # by language; {}: not known
+    changes: dict[str, Any] = {}  # the settings that are not the paper's
+    data: dict[str, Data] = {}  # by language; {}: not known, so that nothing can be compared
     training_utterances: Count  # of all languages
     validation_utterances: Count
     teacher_targets: Count = 0  # utterances whose target is the teacher's own words

@@ -54,10 +54,14 @@ class Tree:
         corpus = {"corpus": "common-voice", "corpus_utterances": CV13[language][0], "subset": subset}
         changes = data.pop("changes", {})
         facts = {
-            "settings": {"base": base, "audio_window_s": window, "batch_size": 8, "accumulate": 2} | changes,
+            "settings": {
+                **{"method": method, "seed": 0, "base": base, "audio_window_s": window},
+                **{"batch_size": 8, "accumulate": 2, **changes},
+            },
             "changes": changes,
             "data": {language: {"teacher": None, "targets": None} | corpus | taught | data},
             "training_utterances": utterances,
+            **{"validation_utterances": 80, "steps": 250, "best_step": 125, "best_validation_wer": 0.5},
         }
         path = self.models / language / method / "training.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -185,6 +185,6 @@ def test_report_says_nothing_where_nothing_agrees(tree):
 
 def test_a_run_that_cannot_be_read_is_named(tree):
     tree.system("base", [4] * 10)
-    tree.run("clsr").write_text('{"settings": {"base": "x"}}')
+    tree.run("clsr").write_text('{"settings": {"method": "clsr", "base": "x"}}')
     with pytest.raises(PipelineError, match=r"clsr/training\.json: field 'settings\.audio_window_s'"):
         tree.write()

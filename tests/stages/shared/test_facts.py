@@ -16,7 +16,8 @@ from stages.shared.layout import RESULT, rows_path
 BROKEN = pytest.mark.parametrize(
     "text", ["[]", "5", "null", "{}", '{"settings": []}', '{"settings": {"fold": "x"}}', "{"]
 )
-SETTINGS = {"method": "lora", "seed": 0}
+SETTINGS = {"method": "lora", "seed": 0, "base": "openai/whisper-base", "audio_window_s": 4}
+SETTINGS |= {"batch_size": 8, "accumulate": 1}
 FACTS = {
     "settings": SETTINGS,
     "training_utterances": 4,
