@@ -19,6 +19,7 @@ TAUGHT = {"kd_divergence": "kl", "kd_weight": 1.0, "ce_weight": 0.5, "label_smoo
 WORDS = {"kd_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 SCARCE_STUDENTS = (("words", WORDS), ("taught", TAUGHT))
 SLOW = {"learning_rate": 1e-3}  # the rate of the taught: its gain is not that of another rate
+OTHER_METHODS = {"full": 5e-5, "clsr": 1e-4}  # with their learning rates
 SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothing, as in TAUGHT
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
 TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
@@ -41,8 +42,13 @@ GATES: dict[str, dict[str, Any]] = {
     },
     "rank-hard": {"expert_rank": 64, "gate_start": 0.95, "gate_training": "hard", "gate_noise": 1.0, "skip_gate": 0.0},
     "rank-layer": {"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
-    "none-encoder": {**EXPERTS, "expert_layers": "encoder"},
+    "rank-layer-hard": {
+        **{"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
+        "gate_training": "hard",
+    },
     "none-decoder": {**EXPERTS, "expert_layers": "decoder"},
+    # The layers in which `rank-layer` kept its experts
+    "none-kept": {**EXPERTS, "expert_layers": ["encoder.layers.2", "encoder.layers.3", "encoder.layers.5"]},
 }
 
 
@@ -99,6 +105,7 @@ def plan() -> list[Step]:
         *(_student("quarter", "lora", seed) for seed in SEEDS),
         *(_student("half", method, seed) for seed in SEEDS[1:] for method in METHODS),
         *(_experts("half", seed) for seed in SEEDS),
+        *(_experts("half", seed, "encoder") for seed in SEEDS),
         *(_student("quarter", method, 0) for method in METHODS if method != "lora"),
         *(_student("all", method, 0) for method in METHODS),
         # With a quarter of the transcripts the distributions seemed to pay: is it so with other seeds?
@@ -109,6 +116,10 @@ def plan() -> list[Step]:
         *(_gated(name, 0) for name in GATES),
         # The search gave clsr-kd a lower rate than clsr: what clsr has at the rate of clsr-kd
         *(_student("half", "clsr", seed, "clsr-kd") for seed in SEEDS),
+        *(
+            _scarce(f"taught-{name}", {**TAUGHT, "learning_rate": rate}, "one", 0, method=f"{name}-kd")
+            for name, rate in OTHER_METHODS.items()
+        ),
         _scarce("paper-loss", PAPER_LOSS, "one", 0),
         _scarce("sharp-words", SHARP_WORDS, "one", 0),
     ]  # fmt: skip
@@ -180,10 +191,11 @@ def _slow(name: str, seed: int, language: str = LANGUAGE) -> Step:
     return Step(f"{name}/{seed}", "student", "lora", seed, train, language=language)
 
 
-def _experts(part: str, seed: int) -> Step:
+def _experts(part: str, seed: int, layers: str = "all") -> Step:
     """Experts of low rank without gates: what an adapter is, for one language alone."""
-    train = {"train_fraction": FRACTIONS[part], **EXPERTS}
-    return Step(f"{part}/experts/{seed}", "student", "clsr", seed, train, rate_of="lora")
+    name = "experts" if layers == "all" else f"experts-{layers}"
+    train = {"train_fraction": FRACTIONS[part], **EXPERTS, **({} if layers == "all" else {"expert_layers": layers})}
+    return Step(f"{part}/{name}/{seed}", "student", "clsr", seed, train, rate_of="lora")
 
 
 def _gated(name: str, seed: int) -> Step:
@@ -207,13 +219,15 @@ def _afterwards(method: str) -> Step:
     return Step(f"{OTHER}/after-{method}", "system", method, of=f"half/{method}/0", language=OTHER)
 
 
-def _scarce(name: str, changes: dict[str, Any], teacher: str, seed: int, language: str = LANGUAGE) -> Step:
+def _scarce(
+    name: str, changes: dict[str, Any], teacher: str, seed: int, language: str = LANGUAGE, method: str = "lora-kd"
+) -> Step:
     """A student of all scenes, of which a quarter has transcripts: for the others the teacher's words stand."""
     where = "scarce" if language == LANGUAGE else language
     return Step(
         f"{where}/{name}-{teacher}/{seed}",
         "student",
-        "lora-kd",
+        method,
         seed,
         {"train_fraction": 1.0, **changes},
         settings=CACHES["mixed"],

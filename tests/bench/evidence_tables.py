@@ -28,13 +28,14 @@ def main() -> None:
     records = {record["name"]: record for record in read_jsonl(parser.parse_args().records)}
     groups = {
         "Few transcripts": ["quarter/lora", "quarter/lora-slow", *(f"scarce/{name}" for name in _scarce(records))],
-        "Half of the scenes": [f"half/{name}" for name in [*METHODS, "experts"]],
+        "Half of the scenes": [f"half/{name}" for name in [*METHODS, "clsr-slow", "experts", "experts-encoder"]],
         "A quarter of the scenes": [f"quarter/{name}" for name in METHODS],
         "All scenes": [f"all/{name}" for name in METHODS],
         "Gates, at half of the scenes": [
             "half/clsr",
             *(f"gates/{name}" for name in GATES),
             "half/experts",
+            "half/experts-encoder",
             "half/lora",
         ],
     }
@@ -118,8 +119,13 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
         ),
         ("quarter/lora-slow", "quarter/lora"),
         ("scarce/taught-crossfit", "scarce/words-slow-crossfit"),
+        *((f"scarce/taught-{name}-one", f"quarter/{name}") for name in ("full", "clsr")),
         ("half/experts", "half/lora"),
+        ("half/experts-encoder", "half/lora"),
+        ("half/experts-encoder", "half/experts"),
         ("half/experts", "half/clsr"),
+        ("half/clsr-kd", "half/clsr-slow"),
+        ("half/clsr-slow", "half/clsr"),
         *((f"{part}/{name}-kd", f"{part}/{name}") for part in FRACTIONS for name in ("full", "lora", "clsr")),
         *((f"half/{name}", "half/lora") for name in ("full", "clsr")),
         *((f"gates/{name}", "half/lora") for name in GATES),
