@@ -24,7 +24,7 @@ from stages.report.tables import (
     systems_table,
     unscored_notes,
 )
-from stages.report.trainings import together_notes, trainings_table
+from stages.report.trainings import training_notes, trainings_table
 from stages.shared.methods import METHODS
 from stages.shared.normaliser import NORMALISER, SPLIT_BY_BASIC
 from stages.shared.whisper.languages import WITHOUT_SPACES
@@ -149,7 +149,7 @@ def _language(code: str, name: str, material: Material) -> LanguageSection:
         curves=curve_figures(material.curves, code),
         curve_notes=missing_curves(material.curves, code, systems, material.models),
         trainings=trainings_table(ordered, code, material.runs),
-        training_notes=together_notes(ordered, code, material.runs),
+        training_notes=training_notes(ordered, code, material.runs),
         cache=material.caches.get(code),
         cache_note=f"The facts of the teacher's cache are left out: {material.teacher / code / 'train'} holds no shards."
         if taught and code not in material.caches

@@ -46,6 +46,18 @@ def test_transcripts_and_the_teacher_s_words_stand_apart(tree):
         ],
     ]
     assert "together" not in text
+    assert (
+        "LoRA+KD was trained on 277 transcripts, LoRA on 546: the difference between them is not the teacher's" in text
+    )
+
+
+def test_twins_with_the_same_transcripts_have_no_note(tree):
+    for system in ("lora", "lora-kd", "full-kd"):
+        tree.system(system, [1, 2])
+    facts(tree, "lora", training_utterances=277)
+    facts(tree, "lora-kd", training_utterances=1_079, teacher_targets=802)
+    facts(tree, "full-kd", training_utterances=20)  # its twin was not measured
+    assert "the difference between them" not in table(tree)[1]
 
 
 def test_a_training_of_several_languages_says_so(tree):
