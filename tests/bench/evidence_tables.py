@@ -118,6 +118,7 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
             for name in ("words-slow", "taught")
         ),
         ("quarter/lora-slow", "quarter/lora"),
+        ("quarter/lora-kd", "quarter/lora-slow"),
         ("scarce/taught-crossfit", "scarce/words-slow-crossfit"),
         *((f"scarce/taught-{name}-one", f"quarter/{name}") for name in ("full", "clsr")),
         ("half/experts", "half/lora"),
