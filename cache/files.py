@@ -1,5 +1,6 @@
 """Writes files that are either whole or absent: temporary name, fsync, rename; in an object store one upload."""
 
+import errno
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`, else removed.
 
     For a store, the file is written to this machine's folder for temporary files ($TMPDIR) and sent when complete.
-    Raises PipelineError where `path` is a folder.
+    Raises IsADirectoryError where `path` is a folder.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +40,7 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
             _send(Path(folder) / path.name, path)
         return
     if path.is_dir():
-        raise PipelineError(f"{path}: a folder, expected the name of a file to write")
+        raise IsADirectoryError(errno.EISDIR, "is a directory, expected the name of a file to write", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:

@@ -42,8 +42,12 @@ def sole_writer(*targets: AnyPath) -> Iterator[None]:
 def taking_turns(folder: Path) -> Iterator[None]:
     """Lets one process at a time make `folder`; another waits. Look within the block whether the folder is there by now."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        yield
+    path = folder.with_name(f".{folder.name}.lock")
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while locked, as in `_locked`
 
 
 def _resolved(target: AnyPath) -> AnyPath:

@@ -127,6 +127,6 @@ def test_a_file_of_all_values_is_not_of_one_method(show, tmp_path: Path):
 def test_a_file_to_write_that_is_a_folder_is_named_and_left(show):
     Path("taken").mkdir()
     assert show("--out", "taken", status=1).splitlines() == [
-        "pipeline: taken: a folder, expected the name of a file to write"
+        "pipeline: taken: is a directory, expected the name of a file to write"
     ]
     assert list(Path("taken").iterdir()) == [] and not list(Path().glob(".tmp-*"))

@@ -18,10 +18,7 @@ HUB_TIMEOUT_S = 10
 
 
 def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
-    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once.
-
-    A download that was stopped goes on with the files that are missing.
-    """
+    """Returns a local copy of the files in `folder` whose names match. The same content is downloaded once."""
     versions = {
         name: version
         for name, version in sorted(storage.versions(folder).items())
@@ -29,16 +26,13 @@ def download_matching(folder: RemotePath, patterns: Iterable[str]) -> Path:
     }
     key = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:32]
     copy = files.download_folder() / "models" / key
-    if _missing(versions, copy):
+    if not copy.is_dir():
         with taking_turns(copy):
-            for name in _missing(versions, copy):
-                with files.atomic_path(copy / name) as temporary:
-                    files.download(folder / name, temporary)
+            if not copy.is_dir():
+                with files.new_folder(copy) as whole:
+                    for name in versions:
+                        files.download(folder / name, whole / name)
     return copy
-
-
-def _missing(names: Iterable[str], copy: Path) -> list[str]:
-    return [name for name in names if not (copy / name).exists()]
 
 
 def from_hub(source: str, wanted: Iterable[str]) -> Path:

@@ -59,8 +59,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return made
 
 
-def test_the_embedded_model_is_made_once(made):
+def test_the_embedded_model_is_made_once(made, downloads):
     found = at_once(lambda: names(embedded.embedded_whisper_base()))
+    assert [path.name for path in downloads.iterdir()] == ["whisper-base"]
     assert sorted(name.split()[1] for name in found) == MODEL_FILES
     assert len(made) == 1
 
@@ -83,25 +84,6 @@ def model() -> Iterator[RemotePath]:
         folder.fs.pipe_file(f"/models/one/{name}", name.encode())
     yield folder
     MemoryFileSystem.store.clear()
-
-
-def test_a_copy_that_was_stopped_goes_on(model, monkeypatch):
-    whole, fetch, stopped = ["config.json", "model.safetensors"], files.download, []
-
-    def stop_at_the_second(source: RemotePath, target: Path) -> None:
-        if source.name == whole[1] and not stopped:
-            stopped.append(target.write_bytes(b"mod"))
-            raise KeyboardInterrupt
-        fetch(source, target)
-
-    monkeypatch.setattr(files, "download", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        download.download_matching(model, ("*",))
-    copy = download.download_matching(model, ("*",))
-    assert {path.name: path.read_text() for path in copy.iterdir()} == {name: name for name in whole}
-    (copy / whole[0]).unlink()
-    download.download_matching(model, ("*",))
-    assert sorted(path.name for path in copy.iterdir()) == whole
 
 
 def test_a_model_in_a_store_is_copied_once(model, monkeypatch):
