@@ -139,7 +139,7 @@ def _language(code: str, name: str, material: Material) -> LanguageSection:
     comparisons = [comparison for comparison in material.comparisons if comparison.language == code]
     names = {line.result.metrics.system: line.result.name for c in comparisons for line in c.lines}
     systems = sorted(names, key=system_order_key)
-    ordered = {system: names[system] for system in systems}
+    trained = {system: run for system in systems if (run := material.runs.get((code, system)))}
     taught = any(system in METHODS and METHODS[system].needs_teacher for system in systems)
     return LanguageSection(
         code=code,
@@ -148,8 +148,8 @@ def _language(code: str, name: str, material: Material) -> LanguageSection:
         corpora=[_corpus(c, material.recordings.get(c.name, Recordings())) for c in comparisons],
         curves=curve_figures(material.curves, code),
         curve_notes=missing_curves(material.curves, code, systems, material.models),
-        trainings=trainings_table(ordered, code, material.runs),
-        training_notes=training_notes(ordered, code, material.runs),
+        trainings=trainings_table(trained, names),
+        training_notes=training_notes(trained, names),
         cache=material.caches.get(code),
         cache_note=f"The facts of the teacher's cache are left out: {material.teacher / code / 'train'} holds no shards."
         if taught and code not in material.caches

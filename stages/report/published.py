@@ -95,17 +95,14 @@ def _differs(metrics: Metrics, run: Training | None) -> list[str]:
     missing = (metrics.corpus_utterances or metrics.utterances) - metrics.utterances
     parts = [f"{metrics.loops:,} loops cut"] if metrics.cut_loops and metrics.loops else []
     parts += [f"{missing:,} test utterances not scored"] if missing else []
-    if run is None:
-        return parts
-    settings = run.settings
-    step = settings.batch_size * settings.accumulate * settings.processes
-    return [*parts, *([f"{step} utterances a step"] if step != STEP else []), *changes(run)]
+    return parts if run is None else [*parts, *changes(run)]
 
 
 def changes(run: Training) -> list[str]:
     """Lists the settings that are not the paper's, of those that matter to the method."""
-    method = METHODS[run.settings.method]
-    return [
+    settings, method = run.settings, METHODS[run.settings.method]
+    step = settings.batch_size * settings.accumulate * settings.processes
+    return [f"{step} utterances a step"] * (step != STEP) + [
         f"{name} {value}"
         for name, value in run.changes.items()
         if name not in NOT_COMPARED | {"batch_size", "accumulate"}

@@ -1,7 +1,11 @@
-"""Tells how the systems of a language were trained: on what, how long, and by which settings that are not the paper's."""
+"""Tells how the systems of a language were trained: on what, how long, and by which settings that are not the paper's.
+
+trained: the trainings by system. names: of the systems for readers, by system.
+"""
+
+from collections.abc import Mapping
 
 from stages.report.published import changes
-from stages.report.runs import Runs
 from stages.report.tables import NONE, Table, percent
 from stages.shared.facts import Training
 from stages.shared.methods import METHODS, without_teacher
@@ -9,33 +13,25 @@ from stages.shared.methods import METHODS, without_teacher
 COLUMNS = ["System", "Other settings than the paper's", "Transcripts", "Words of the teacher", "Steps (best)"]
 
 
-def trainings_table(names: dict[str, str], language: str, runs: Runs) -> Table | None:
-    """Makes one row for each system that was trained. None: there is none.
-
-    names: of the systems for readers, by system. language: the language's folder among the models.
-    """
-    found = {name: run for system, name in names.items() if (run := runs.get((language, system)))}
-    rows = [_row(name, run) for name, run in found.items()]
+def trainings_table(trained: Mapping[str, Training], names: Mapping[str, str]) -> Table | None:
+    """Makes one row for each system that was trained. None: there is none."""
+    rows = [_row(names[system], run) for system, run in trained.items()]
     return Table([*COLUMNS, "Best validation WER %"], rows, text=2) if rows else None
 
 
-def training_notes(names: dict[str, str], language: str, runs: Runs) -> list[str]:
-    """Names the systems whose counts are of several languages, and twins with and without a teacher that differ in more.
-
-    See `trainings_table` for the arguments.
-    """
-    found = {system: run for system in names if (run := runs.get((language, system)))}
+def training_notes(trained: Mapping[str, Training], names: Mapping[str, str]) -> list[str]:
+    """Names the systems whose counts are of several languages, and twins with and without a teacher that differ in more."""
     together = [
         f"{names[system]} was trained on {', '.join(run.data)} together: its counts are of all of them."
-        for system, run in found.items()
+        for system, run in trained.items()
         if len(run.data) > 1
     ]
-    twins = [(one, other.name) for one in found if one in METHODS and (other := without_teacher(METHODS[one]))]
+    twins = [(one, other.name) for one in trained if one in METHODS and (other := without_teacher(METHODS[one]))]
     return together + [
-        f"{names[one]} was trained on {_transcripts(found[one]):,} transcripts, {names[other]} on "
-        f"{_transcripts(found[other]):,}: the difference between them is not the teacher's alone."
+        f"{names[one]} was trained on {_transcripts(trained[one]):,} transcripts, {names[other]} on "
+        f"{_transcripts(trained[other]):,}: the difference between them is not the teacher's alone."
         for one, other in twins
-        if other in found and _transcripts(found[one]) != _transcripts(found[other])
+        if other in trained and _transcripts(trained[one]) != _transcripts(trained[other])
     ]
 
 

@@ -12,7 +12,7 @@ def facts(tree, method, language="cs", folder=None, **changes):
     path.write_text(json.dumps({**found, "settings": settings, **changes}), encoding="utf-8")
 
 
-def table(tree, language="Czech"):
+def table(tree):
     tree.write()
     markdown, html = ((tree.out / name).read_text("utf-8") for name in ("report.md", "index.html"))
     if HEADING not in markdown:
@@ -72,3 +72,11 @@ def test_what_was_not_trained_has_no_row(tree):
     tree.system("clsr", [1, 2])
     facts(tree, "lora")  # not measured
     assert table(tree) == ([], "")
+
+
+def test_another_step_is_told(tree):
+    tree.system("lora", [1, 2])
+    path = tree.run("lora")
+    found = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**found, "settings": {**found["settings"], "accumulate": 1}}), encoding="utf-8")
+    assert table(tree)[0][0][1] == "8 utterances a step"
