@@ -15,6 +15,7 @@ from cache.progress import Progress
 from cache.storage import AnyPath
 from stages.shared.layout import CURVE
 from stages.shared.prefetch import prefetch
+from stages.shared.whisper.device import deterministic
 from stages.train_student import checkpoint
 from stages.train_student.batches import Batch
 from stages.train_student.chunked_loss import projection_loss
@@ -115,11 +116,12 @@ class TrainingLoop:
         own = [batch for batch in batches if batch is not None]
         positions = round(self.processes.sum([sum(len(batch.targets) for batch in own)])[0])
         parts = dict.fromkeys(self._parts(), 0.0)
-        for batch in batches:
-            loss, found = self._loss(batch, positions, share)
-            if loss.requires_grad:
-                loss.backward()
-            parts = {name: value + found.get(name, 0.0) for name, value in parts.items()}
+        with deterministic(self.device):
+            for batch in batches:
+                loss, found = self._loss(batch, positions, share)
+                if loss.requires_grad:
+                    loss.backward()
+                parts = {name: value + found.get(name, 0.0) for name, value in parts.items()}
         self._sum_gradients(parts, step, own)
         norm = torch.nn.utils.clip_grad_norm_(self.trainee.parameters.values(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):

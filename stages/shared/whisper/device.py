@@ -66,6 +66,26 @@ def fast_products(dtype: torch.dtype) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Lets equal work on a CPU give equal gradients within the block, with any number of threads.
+
+    Else threads add to the gradient of a decoder position in any order (torch's `index_put_`). A GPU is left as it is:
+    there some operations have no deterministic form, and others are slower.
+    """
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = memory.fill_uninitialized_memory
+    try:
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False  # all that is read here was written before
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
+
+
 def round_weights(model: WhisperForConditionalGeneration, dtype: torch.dtype) -> None:
     """Casts the weights of Linear and Conv1d layers that are not trained to `dtype`, in place.
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,23 @@ def test_stopped_and_resumed_it_is_the_same_run(method, step, form, request, tin
     assert [name for name in whole if whole[name] != resumed[name]] == []
     assert WEIGHTS[method] in whole
     assert [row["step"] for row in curve(tmp_path / "whole") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("method", ["full", "clsr-kd", "lora-kd"])
+def test_on_two_threads_equal_runs_are_the_same(method, tiny_whisper, tmp_path, request):
+    """Clips and texts enough that torch parts its work: the gradient of a decoder position is a sum over 64 clips."""
+    corpus, texts = tmp_path / "corpus", [f"{'a long text ' * 5}{number}" for number in range(64)]
+    make_utterance_shards(corpus / "train", [64], texts=texts)
+    make_utterance_shards(corpus / "validation", [1], "validation")
+    teacher = None
+    if method.endswith("-kd"):
+        teacher = make_teacher_shards(tmp_path / "teacher", corpus / "train", load_whisper(str(tiny_whisper), 1))
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+    for name in "first", "second":
+        train(tiny_whisper, method, corpus, tmp_path / name, teacher, batch_size=64, accumulate=1, max_steps=4)
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
+    assert not torch.are_deterministic_algorithms_enabled()  # as before
 
 
 def test_a_curve_row_covers_the_same_steps_when_it_is_resumed_amid_it(tiny_whisper, utterances, tmp_path):
