@@ -155,7 +155,7 @@ def _check(step: Step, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     used = {name: found["settings"].get(name, value) for name, value in wanted.items()}
     if used != wanted:
         raise PipelineError(f"trained with {used}, expected {wanted}")
-    if step.cache == cache_name("one", "transcripts", LANGUAGE) and found["teacher_targets"]:
+    if step.teacher and step.cache == cache_name(step.teacher, "transcripts", LANGUAGE) and found["teacher_targets"]:
         raise PipelineError(f"{found['teacher_targets']} targets are the teacher's words, expected transcripts alone")
 
 

@@ -22,7 +22,12 @@ SLOW = {"learning_rate": 1e-3}  # the rate of the taught: its gain is not that o
 OTHER_METHODS = {"full": 5e-5, "clsr": 1e-4}  # with their learning rates
 SHARP_WORDS = {**WORDS, "label_smoothing": 0.0}  # as many words, and no smoothing, as in TAUGHT
 PAPER_LOSS = {"kd_divergence": "js", "kd_weight": 2.0, "ce_weight": 1.0, "label_smoothing": 0.1}
-TEACHERS: dict[str, dict[str, Any]] = {"one": {}, "crossfit": {"teacher.adapt.folds": 2}}
+# `same` knows the scarce transcripts alone: with four epochs of them it takes as many steps as `one`
+TEACHERS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "crossfit": {"teacher.adapt.folds": 2},
+    "same": {"teacher.adapt.train_fraction": SCARCE, "teacher.adapt.epochs": 4},
+}
 CACHES: dict[str, dict[str, Any]] = {
     "transcripts": {"teacher_cache.targets": "reference", "teacher_cache.transcribed_fraction": 1.0},
     "mixed": {"teacher_cache.targets": "mixed", "teacher_cache.transcribed_fraction": SCARCE},
@@ -110,9 +115,13 @@ def plan() -> list[Step]:
         *(_student("all", method, 0) for method in METHODS),
         # With a quarter of the transcripts the distributions seemed to pay: is it so with other seeds?
         *(_student("quarter", method, seed) for seed in SEEDS[1:] for method in ("lora-kd", "full", "full-kd")),
-        *(_scarce("words-slow", {**WORDS, **SLOW}, teacher, seed) for seed in SEEDS for teacher in TEACHERS),
+        *(_scarce("words-slow", {**WORDS, **SLOW}, teacher, seed) for seed in SEEDS for teacher in ("one", "crossfit")),
         *(_slow("quarter/lora-slow", seed) for seed in SEEDS),
         _slow(f"{OTHER}/lora-slow", 0, OTHER),
+        # Is what the distributions add to few transcripts what the teacher knows of others?
+        *_made_by_teachers(LANGUAGE, "same", ["transcripts"]),
+        Step("teacher-same", "system", "teacher", settings=TEACHERS["same"], teacher="same"),
+        *(_student("quarter", "lora-kd", seed, teacher="same") for seed in SEEDS),
         *(_gated(name, 0) for name in GATES),
         # The search gave clsr-kd a lower rate than clsr: what clsr has at the rate of clsr-kd
         *(_student("half", "clsr", seed, "clsr-kd") for seed in SEEDS),
@@ -166,22 +175,23 @@ def _loss(method: str) -> dict[str, Any]:
     return TAUGHT if METHODS[method].needs_teacher else {}
 
 
-def _scored(method: str) -> dict[str, str]:
+def _scored(method: str, teacher: str = "one") -> dict[str, str]:
     """The teacher and the cache of a student that has the transcripts of its lines."""
-    there = {"teacher": "one", "cache": cache_name("one", "transcripts", LANGUAGE)}
+    there = {"teacher": teacher, "cache": cache_name(teacher, "transcripts", LANGUAGE)}
     return there if METHODS[method].needs_teacher else {}
 
 
-def _student(part: str, method: str, seed: int, rate_of: str | None = None) -> Step:
+def _student(part: str, method: str, seed: int, rate_of: str | None = None, teacher: str = "one") -> Step:
     """A student of `part` of the scenes, with their transcripts, at its own learning rate or at that of another method."""
+    variant = ("-slow" if rate_of else "") + (f"-{teacher}" if teacher != "one" else "")
     return Step(
-        f"{part}/{method}{'-slow' if rate_of else ''}/{seed}",
+        f"{part}/{method}{variant}/{seed}",
         "student",
         method,
         seed,
         {"train_fraction": FRACTIONS[part], **_loss(method)},
         rate_of=rate_of or method,
-        **_scored(method),  # type: ignore[arg-type]
+        **_scored(method, teacher),  # type: ignore[arg-type]
     )
 
 

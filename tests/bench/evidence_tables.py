@@ -19,7 +19,7 @@ from stages.shared.scoring import Row, interval, paired_interval
 
 Records = dict[str, dict[str, Any]]
 HEADER = "| system | seeds | WER % (95 %) | of each seed | CER % | points against whisper-base, 30 s | learning rate |"
-SYSTEMS = ("base", "base-30s", "teacher", "teacher-crossfit")
+SYSTEMS = ("base", "base-30s", "teacher", "teacher-crossfit", "teacher-same")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     groups = {
         "Few transcripts": ["quarter/lora", "quarter/lora-slow", *(f"scarce/{name}" for name in _scarce(records))],
         "Half of the scenes": [f"half/{name}" for name in [*METHODS, "clsr-slow", "experts", "experts-encoder"]],
-        "A quarter of the scenes": [f"quarter/{name}" for name in METHODS],
+        "A quarter of the scenes": [f"quarter/{name}" for name in [*METHODS, "lora-slow", "lora-kd-same"]],
         "All scenes": [f"all/{name}" for name in METHODS],
         "Gates, at half of the scenes": [
             "half/clsr",
@@ -118,7 +118,8 @@ def _pairs(records: Records) -> Iterable[tuple[str, str]]:
             for name in ("words-slow", "taught")
         ),
         ("quarter/lora-slow", "quarter/lora"),
-        ("quarter/lora-kd", "quarter/lora-slow"),
+        *((f"quarter/lora-kd{teacher}", "quarter/lora-slow") for teacher in ("", "-same")),
+        ("quarter/lora-kd-same", "quarter/lora-kd"),
         ("scarce/taught-crossfit", "scarce/words-slow-crossfit"),
         *((f"scarce/taught-{name}-one", f"quarter/{name}") for name in ("full", "clsr")),
         ("half/experts", "half/lora"),
