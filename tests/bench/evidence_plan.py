@@ -35,7 +35,7 @@ CACHES: dict[str, dict[str, Any]] = {
 EXPERTS = {"expert_rank": 64, "gates": "none", "expert_dropout": 0.0}
 SHIFTS = ("babble", "telephone", "espeak")  # the test lines as `shifted_speech.py` makes them
 # Experts with the paper's gates and with changes of them, at the steps and the data of `half`. The dropout of the experts
-# is that of the parameters (0.1), but for `-plain`, which has none, as EXPERTS.
+# is that of the parameters (0.1), but for `-plain`, which have none, as EXPERTS.
 GATES: dict[str, dict[str, Any]] = {
     "rank": {"expert_rank": 64},
     "rank-plain": {"expert_rank": 64, "expert_dropout": 0.0},
@@ -50,6 +50,10 @@ GATES: dict[str, dict[str, Any]] = {
     "rank-layer-hard": {
         **{"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
         "gate_training": "hard",
+    },
+    "rank-layer-hard-plain": {
+        **{"expert_rank": 64, "gates": "layer", "gate_start": 0.95, "gate_noise": 0.0, "skip_gate": 0.0},
+        **{"gate_training": "hard", "expert_dropout": 0.0},
     },
     "none-decoder": {**EXPERTS, "expert_layers": "decoder"},
     # The layers in which `rank-layer` kept its experts
