@@ -68,7 +68,7 @@ def fast_products(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Lets equal work on a CPU give equal gradients within the block, with any number of threads.
+    """Lets equal work on a CPU give equal gradients within the block, on several threads too.
 
     Else threads add to the gradient of a decoder position in any order (torch's `index_put_`). A GPU is left as it is:
     there some operations have no deterministic form, and others are slower.
